@@ -1,0 +1,75 @@
+"""The checkpoint from which a run goes on, however it stopped."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """A run was asked to stop, and has saved its state."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes ``last.ckpt`` every N optimizer steps, at the end of training, and on SIGTERM or Ctrl-C.
+
+    After a signal the current optimizer step is finished first, accumulated batches included; then the state is saved,
+    and ``Interrupted`` raised. A second Ctrl-C stops at once. (Lightning's own handling stops between accumulated
+    batches, whose gradients would be lost, or in the middle of one.)
+
+    A ``Checkpoint`` for Lightning, which calls those last: so the file holds this step's averaged weights.
+    """
+
+    def __init__(self, dirpath: str, every_n_train_steps: int) -> None:
+        if every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_train_steps = every_n_train_steps
+        self.step = 0
+        self.received: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signum
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:  # a batch that was accumulated, without an optimizer step
+            return
+        self.step = trainer.global_step
+        # ranks hear of a signal at different times, and must stop at the same step
+        stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        if stop or self.step % self.every_n_train_steps == 0:
+            trainer.save_checkpoint(self.path)
+        if stop:
+            raise Interrupted(self.received or signal.SIGTERM)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+        self.handlers = {}

@@ -1,0 +1,117 @@
+"""Checkpoint files: written whole or not at all, and read without running code."""
+
+import importlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from ddpm_lightning.data.base import ImageDataModule
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.parameterization import Parameterization
+from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
+from ddpm_lightning.nn.unet import UNet
+
+PACKAGE = __name__.partition(".")[0]
+WEIGHTS = ("ema", "raw")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to the disk, and renames: a kill at any moment leaves the old file whole.
+
+    (Lightning's own writes to the folder for temporary files, and copies if that is another file system.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+class Loaded(NamedTuple):
+    """A denoiser in evaluation mode, the configuration it was trained with, and where its weights come from."""
+
+    denoiser: Denoiser
+    config: dict[str, Any]
+    path: Path
+    step: int
+    weights: str
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A file as it is; of a run folder the last checkpoint. Raises FileNotFoundError."""
+    path = Path(path)
+    for candidate in (path, path / "last.ckpt", path / "checkpoints" / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"ckpt must be a checkpoint file, or a run folder that has checkpoints/last.ckpt, got {path}"
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The file's content on the CPU. Raises ValueError for anything but a checkpoint of this project's runs.
+
+    Files that would run code when unpickled are among those refused, without exception.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"ckpt must be a checkpoint that this project wrote, got {path}, which can't be read safely ({reason})"
+        ) from error
+    if not isinstance(content, dict) or not {"state_dict", "config", "global_step"} <= content.keys():
+        raise ValueError(
+            f"ckpt must be a checkpoint that this project wrote, got {path}, which lacks state_dict or config"
+        )
+    return content
+
+
+def build_from_file(node: Any, base: type) -> Any:
+    """The object of a class below ``base`` that a file's ``{"_target_": ..., argument: value}`` stands for.
+
+    Not Hydra's instantiate, which would call whatever a foreign file names.
+    """
+    module_name, _, class_name = str(node.get("_target_")).rpartition(".")
+    if module_name.split(".")[0] != PACKAGE:
+        raise ValueError(f"ckpt names {node.get('_target_')}, but may name classes of {PACKAGE} alone")
+    found = getattr(importlib.import_module(module_name), class_name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"ckpt names {node['_target_']}, which is not the kind of class that belongs there")
+    return found(**{key: value for key, value in node.items() if key != "_target_"})
+
+
+def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Loaded:
+    """The denoiser of a checkpoint file or run folder, with averaged ("ema") or the optimizer's own ("raw") weights."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights}")
+    file = find_checkpoint(path)
+    checkpoint = read_checkpoint(file)
+    config = checkpoint["config"]
+    if weights == "ema" and "ema" not in checkpoint:
+        raise ValueError(f"weights must be raw, as {file} was trained without averages, got ema")
+    denoiser = Denoiser(
+        build_from_file(config["model"], UNet),
+        build_from_file(config["schedule"], NoiseSchedule),
+        build_from_file(config["parameterization"], Parameterization),
+        config["module"]["denoiser"]["image_shape"],
+    )
+    prefix = "denoiser."
+    state = checkpoint["state_dict"]
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    denoiser.load_state_dict(checkpoint["ema"]["weights"] if weights == "ema" else own)
+    return Loaded(denoiser.eval().requires_grad_(False).to(device), config, file, checkpoint["global_step"], weights)
+
+
+def load_data(config: dict[str, Any], root: str | None = None) -> ImageDataModule:
+    """The data module a checkpoint was trained with, its files under another ``root`` if given."""
+    return build_from_file({**config["data"], **({} if root is None else {"root": root})}, ImageDataModule)

@@ -1,0 +1,129 @@
+"""What a training step is, and what a validation step is."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.distance import MSE, Distance
+from ddpm_lightning.diffusion.loss import denoising_loss
+from ddpm_lightning.diffusion.timesteps import Timesteps
+from ddpm_lightning.diffusion.weighting import Uniform, Weighting
+from ddpm_lightning.lr_schedules import LRSchedule
+
+HELD_OUT_TIMES = 40
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DiffusionModule(L.LightningModule):
+    """Trains a denoiser; its batches are (images (B, C, H, W) in [-1, 1], labels (B,)).
+
+    ``optimizer`` and ``lr_schedule`` give what their names say, the first from the parameters. With a conditional
+    net each label is dropped with probability ``label_drop``, Ho & Salimans (2022), algorithm 1.
+    ``val_times``: at how many of the 40 times each held-out image is tried. All randomness of a
+    training step is keyed by (seed, batches so far, rank): so ranks differ, and a resumed run repeats nothing.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        weighting: Weighting,
+        distance: Distance,
+        timesteps: Timesteps,
+        optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
+        lr_schedule: LRSchedule,
+        label_drop: float = 0.1,
+        val_times: int = 1,
+        seed: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_drop <= 1:
+            raise ValueError(f"label_drop must lie in [0, 1], got {label_drop}")
+        if not 1 <= val_times <= HELD_OUT_TIMES:
+            raise ValueError(f"val_times must lie in [1, {HELD_OUT_TIMES}], got {val_times}")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
+        self.denoiser = denoiser
+        self.weighting = weighting
+        self.distance = distance
+        self.timesteps = timesteps
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.label_drop = label_drop
+        self.val_times = val_times
+        self.seed = seed
+        self.val_loss = MeanMetric()
+        self.validated_at: int | None = None  # the optimizer step of the newest held-out loss
+        if compile:
+            self.denoiser.net.compile(fullgraph=True)  # in place, so that no weight is renamed
+
+    @property
+    def num_classes(self) -> int | None:
+        """Of the network; None if it takes no labels. Also the index of its null class."""
+        return getattr(self.denoiser.net, "num_classes", None)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        key = (self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        images, labels = batch
+        t, weight = self.timesteps(len(images), self.denoiser.schedule.num_steps, images.device)
+        noise = torch.randn_like(images)
+        losses = denoising_loss(self.denoiser, self.weighting, self.distance, images, t, noise, self._drop(labels))
+        loss = (weight * losses).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return {"loss": loss, "losses": losses.detach(), "t": t}
+
+    def _drop(self, labels: Tensor) -> Tensor | None:
+        """Labels (B,), some replaced by the null class; None for a network without labels."""
+        if self.num_classes is None:
+            return None
+        dropped = torch.rand(labels.shape, device=labels.device) < self.label_drop
+        return labels.masked_fill(dropped, self.num_classes)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The held-out loss: mean squared noise error at fixed times, spread evenly over 0..T, with fixed noise."""
+        images, labels = batch
+        T = self.denoiser.schedule.num_steps
+        label = None if self.num_classes is None else labels
+        generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
+        position = torch.arange(len(images), device=images.device)
+        for k in range(self.val_times):
+            place = (position + k * HELD_OUT_TIMES // self.val_times) % HELD_OUT_TIMES
+            t = ((2 * place + 1) * T).div(2 * HELD_OUT_TIMES, rounding_mode="floor") + 1
+            noise = torch.randn(images.shape, generator=generator).to(images.device)
+            self.val_loss.update(denoising_loss(self.denoiser, Uniform(), MSE(), images, t, noise, label))
+        self.log("val/loss", self.val_loss, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated_at = self.global_step
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        # a plain function: of a callable object LambdaLR would save the settings, and a resumed run get the old ones
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        plugin = self.trainer.precision_plugin
+        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+        if gradient_clip_val is None or gradient_clip_algorithm not in (None, "norm") or scaled:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        # Lightning refuses to clip for fused optimizers in any mixed precision; without a scaler it is safe
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        self.log("train/grad_norm", norm)

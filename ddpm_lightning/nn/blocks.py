@@ -1,0 +1,101 @@
+"""The parts of the U-Net: residual blocks, attention, and changes of resolution."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+MAX_GROUPS = 32
+TIME_CONDITIONINGS = ("film", "additive")
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Normalisation over 32 groups; over fewer in narrow networks, so that a group has at least 4 channels."""
+    most = max(1, min(MAX_GROUPS, channels // 4))
+    return nn.GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps=1e-6)
+
+
+def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start a branch at zero, so that it begins as the identity.  Ho et al. (2020)'s code; Goyal et al. (2017)."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, convolution, twice; the embedding enters at the second norm.
+
+    (B, in, H, W), embedding (B, E) -> (B, out, H, W). ``film``: scale and shift after the norm, Dhariwal &
+    Nichol (2021), eq. 9; otherwise added before it, Ho et al. (2020), app. B. ``checkpointing`` recomputes the block
+    in the backward pass, for less memory.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        film: bool,
+        checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.film = film
+        self.checkpointing = checkpointing
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.embedding = nn.Linear(embedding_channels, (2 if film else 1) * out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(self._forward, x, embedding, use_reentrant=False)
+        return self._forward(x, embedding)
+
+    def _forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        condition = self.embedding(F.silu(embedding))[:, :, None, None]
+        if self.film:
+            scale, shift = condition.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + condition)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, added to its input: (B, C, H, W) -> the same."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        qkv = self.qkv(self.norm(x)).view(B, 3, self.num_heads, C // self.num_heads, H * W)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, pixels, channels of a head)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
+
+
+class Downsample(nn.Conv2d):
+    """Half the resolution by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Conv2d):
+    """Twice the resolution by repeated pixels and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,59 @@
+"""Configuration -> objects, with errors that name the key on the command line."""
+
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lightning.runs.command import Refusal
+
+MISTAKES = (ValueError, TypeError, OSError, MisconfigurationException)
+
+
+def build(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
+    """The object that ``cfg[key]`` describes. Raises Refusal if its constructor does not accept the values."""
+    try:
+        return instantiate(cfg[key], _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__
+        where = command_line_key(cfg, _full_key(error, key))
+        if isinstance(cause, MISTAKES):
+            raise Refusal(explain(where, cause)) from error
+        raise Refusal(f"{where}: {str(error).partition('full_key')[0]}") from error
+
+
+def explain(key: str, mistake: Exception) -> str:
+    """``schedule.num_steps must ...`` from a constructor's ``num_steps must ...``; ``key: ...`` from other words."""
+    text = str(mistake)
+    name = text.partition(" ")[0]
+    return (
+        f"{key}.{text}"
+        if name.isidentifier() and text.partition(" ")[2].startswith(("must", "with", "holds", "needs", "names"))
+        else f"{key}: {text}"
+    )
+
+
+def _full_key(error: InstantiationException, key: str) -> str:
+    _, found, full_key = str(error).rpartition("full_key: ")
+    full_key = full_key.strip()
+    return (
+        full_key
+        if found and full_key.split(".")[0] == key
+        else ".".join(filter(None, (key, full_key if found else "")))
+    )
+
+
+def command_line_key(cfg: DictConfig, key: str) -> str:
+    """Where a key stands that is reached by interpolation: ``module.denoiser.net`` is ``model``."""
+    parts = key.split(".")
+    node: Any = cfg
+    for i, part in enumerate(parts):
+        if not isinstance(node, DictConfig) or part not in node:
+            break
+        if OmegaConf.is_interpolation(node, part):
+            target = str(OmegaConf.to_container(node, resolve=False)[part]).strip("${}")  # type: ignore[call-overload, index]
+            return command_line_key(cfg, ".".join([target, *parts[i + 1 :]]))
+        node = node[part]
+    return key

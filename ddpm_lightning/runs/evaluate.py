@@ -1,0 +1,170 @@
+"""The evaluation command: a checkpoint -> figures, with all it takes to get them again."""
+
+import json
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_lightning.checkpoint import Loaded, load_data
+from ddpm_lightning.data.base import ImageDataModule
+from ddpm_lightning.data.resident import LabelledImages
+from ddpm_lightning.diffusion.samplers.base import Sampler
+from ddpm_lightning.evaluation.features import Classifier, Extracted, Features, Inception
+from ddpm_lightning.evaluation.fidelity import (
+    METRICS,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    memorisation_ratio,
+    precision_recall,
+)
+from ddpm_lightning.runs.build import MISTAKES, build, explain
+from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.sample import generate_uint8, load, run_folder, settings, tag
+from ddpm_lightning.runs.sweep import write_result
+
+USUAL_SAMPLES = 50_000
+FEW_SAMPLES = 1_000
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Generate, score, print a table, and write a JSON file with the protocol. Returns the first figure."""
+    unknown = [m for m in cfg.metrics if m not in METRICS]
+    if unknown or not cfg.metrics:
+        raise Refusal(f"metrics={list(cfg.metrics)}: must be a list of some of {', '.join(METRICS)}")
+    loaded, sampler = load(cfg)
+    data, train, held_out = _reference(cfg, loaded)
+    features: Features = (
+        build(cfg, "features") if cfg.get("features") else (Inception if data.image_shape[0] == 3 else Classifier)()
+    )
+    try:
+        features.fit(train.images, train.labels)
+    except MISTAKES as mistake:
+        raise Refusal(str(mistake)) from mistake
+    if cfg.num_samples is None:
+        cfg.num_samples = USUAL_SAMPLES if len(train.images) >= USUAL_SAMPLES / 5 else FEW_SAMPLES
+    if cfg.num_samples < USUAL_SAMPLES and isinstance(features, Inception):
+        few = f"num_samples={cfg.num_samples}: below the usual {USUAL_SAMPLES}"
+        warnings.warn(f"{few}, which biases the Frechet distance upwards; do not compare", stacklevel=1)
+
+    num_classes = loaded.config["model"]["num_classes"]
+    labels = None if num_classes is None else [i % num_classes for i in range(cfg.num_samples)]
+    images = generate_uint8(cfg, loaded, sampler, labels)
+    figures = score(cfg.metrics, features, images, train.images, held_out.images, cfg.batch_size)
+    if labels is not None:
+        figures |= accuracies(features, images, torch.tensor(labels), held_out)
+
+    record = {"metrics": figures, "protocol": protocol(cfg, loaded, sampler, features, data, train.images)}
+    path = run_folder(loaded.path) / "evaluation" / f"{tag(cfg, loaded)}-{cfg.num_samples}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    for name, value in figures.items():
+        print(f"{name:<18}{value:.4f}")
+    print(f"{one_line(record)}\n{path}")
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        write_result(Path(HydraConfig.get().runtime.output_dir), figures)
+    return next(iter(figures.values()))
+
+
+def _reference(cfg: DictConfig, loaded: Loaded) -> tuple[ImageDataModule, LabelledImages, LabelledImages]:
+    try:
+        data = load_data(loaded.config, cfg.data.root)
+        data.prepare_data()
+        return data, data.split("train"), data.split("val")
+    except MISTAKES as mistake:
+        raise Refusal(explain("data", mistake)) from mistake
+
+
+def score(
+    metrics: list[str], features: Features, generated: Tensor, training: Tensor, held_out: Tensor, batch_size: int
+) -> dict[str, float]:
+    """Figures of generated images against the training split; all images (N, C, H, W) uint8."""
+    fake, real = (extract(features, images, batch_size) for images in (generated, training))
+    figures: dict[str, float] = {}
+    if "fid" in metrics:
+        figures["fid"] = frechet_distance(fake.features, real.features)
+    if "kid" in metrics:
+        figures["kid"] = kernel_distance(fake.features, real.features)
+    if "is" in metrics:
+        figures["is"] = inception_score(fake.logits)
+    if "prc" in metrics:
+        figures["precision"], figures["recall"] = precision_recall(fake.features, real.features)
+    if "memorisation" in metrics:
+        new = extract(features, held_out, batch_size)
+        figures["memorisation"] = memorisation_ratio(fake.features, real.features, new.features)
+    return figures
+
+
+def accuracies(features: Features, images: Tensor, labels: Tensor, held_out: LabelledImages) -> dict[str, float]:
+    """How often a classifier finds the label an image was made for; and for scale, that of a real held-out image."""
+    predicted, real = features.classify(images), features.classify(held_out.images)
+    if predicted is None or real is None:
+        return {}
+    return {
+        "accuracy": (predicted == labels).double().mean().item(),
+        "accuracy_held_out": (real == held_out.labels).double().mean().item(),
+    }
+
+
+def extract(features: Features, images: Tensor, batch_size: int) -> Extracted:
+    """Features of all images, batch by batch."""
+    parts = [features(batch) for batch in tqdm(images.split(batch_size), "Features", leave=False, disable=None)]
+    return Extracted(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def protocol(
+    cfg: DictConfig, loaded: Loaded, sampler: Sampler, features: Features, data: ImageDataModule, training: Tensor
+) -> dict[str, Any]:
+    """All that stands behind the figures."""
+    ema = loaded.config["callbacks"].get("ema") or {}
+    return {
+        "reference": {
+            "set": type(data).__name__,
+            "split": "train",
+            "count": len(training),
+            "shape": list(data.image_shape),
+            "flip": False,
+        },
+        "features": features.protocol,
+        "library": f"torch-fidelity {version('torch-fidelity')}",
+        "quantisation": "uint8, rounded",
+        "ema_decay": ema.get("decay") if loaded.weights == "ema" else None,
+        "T": loaded.denoiser.schedule.num_steps,
+        "network_calls": sampler.num_calls * (2 if cfg.guidance else 1),
+        "conditional": loaded.config["model"]["num_classes"] is not None,
+        "num_training_images_seen": loaded.step
+        * loaded.config["data"]["batch_size"]
+        * loaded.config["trainer"]["accumulate_grad_batches"],
+        **settings(cfg, loaded),
+    }
+
+
+def one_line(record: dict[str, Any]) -> str:
+    """The protocol as a line to paste beside a figure."""
+    p = record["protocol"]
+    reference, features, sampler = p["reference"], p["features"], p["sampler"]
+    extra = " ".join(f"{k}={v}" for k, v in sampler.items() if k not in ("_target_", "num_steps"))
+    first = next(iter(record["metrics"].items()))
+    averaged = f"ema {p['ema_decay']}" if p["weights"] == "ema" else "raw"
+    last_seed = p["seed"] + p["num_samples"] - 1
+    return " | ".join(
+        [
+            f"{first[0]}-{p['num_samples']} {first[1]:.4f}",
+            f"{reference['set']} train {reference['count']} no-flip",
+            f"{p['library']} {features['name']} sha256 {features['sha256'][:8]}",
+            p["quantisation"],
+            f"{averaged} @{p['step']} ({p['num_training_images_seen'] / 1e6:.3g}M images)",
+            f"{sampler['_target_'].rpartition('.')[2]} {sampler['num_steps']} {extra} T={p['T']}"
+            f" NFE {p['network_calls']}",
+            f"cond w={p['guidance']}" if p["conditional"] else "uncond",
+            f"seeds {p['seed']}-{last_seed}",
+        ]
+    )

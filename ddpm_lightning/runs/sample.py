@@ -1,0 +1,118 @@
+"""The sampling command: a checkpoint -> pictures."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_lightning.checkpoint import Loaded, load_denoiser
+from ddpm_lightning.diffusion.guidance import GuidedDenoiser, X0Estimator
+from ddpm_lightning.diffusion.samplers.base import Sampler
+from ddpm_lightning.diffusion.samplers.spacing import visited_times
+from ddpm_lightning.generation import generate
+from ddpm_lightning.images import grid, save_png, to_uint8
+from ddpm_lightning.runs.build import MISTAKES, build, explain
+from ddpm_lightning.runs.command import Refusal
+
+
+def sample(cfg: DictConfig) -> None:
+    """Generate images, and write them as PNG files and as a grid."""
+    loaded, sampler = load(cfg)
+    num_classes = loaded.config["model"]["num_classes"]
+    labels = _labels(cfg, num_classes)
+    folder = Path(cfg.output_dir) if cfg.output_dir else run_folder(loaded.path) / "samples" / tag(cfg, loaded)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"output_dir={folder}: must be a folder that can be written ({error})") from error
+    images = generate_uint8(cfg, loaded, sampler, labels)
+    for i, image in enumerate(images):
+        save_png(image, folder / f"seed-{cfg.seed + i:06d}.png")
+    all_classes = num_classes is not None and cfg.label is None
+    save_png(grid(images, num_classes if all_classes else min(8, len(images))), folder / "grid.png")
+    (folder / "settings.json").write_text(json.dumps(settings(cfg, loaded), indent=1) + "\n")
+    print(f"{len(images)} images in {folder}, all of them in {folder / 'grid.png'}")
+
+
+def load(cfg: DictConfig) -> tuple[Loaded, Sampler]:
+    """The checkpoint and the sampler that a command names, found to fit together."""
+    device = cfg.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        loaded = load_denoiser(cfg.ckpt, cfg.weights, device)
+    except (*MISTAKES, KeyError, RuntimeError, ImportError) as error:
+        raise Refusal(
+            str(error) if str(error).startswith(("ckpt", "weights")) else f"ckpt={cfg.ckpt} device={device}: {error}"
+        ) from error
+    sampler: Sampler = build(cfg, "sampler")
+    try:
+        visited_times(loaded.denoiser.schedule, sampler.num_steps, sampler.spacing)
+    except ValueError as error:
+        raise Refusal(explain("sampler", error)) from error
+    for key, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0), ("guidance", 0)):
+        if cfg[key] is not None and cfg[key] < least:
+            raise Refusal(f"{key}={cfg[key]}: must be at least {least}")
+    if cfg.guidance and loaded.config["model"]["num_classes"] is None:
+        raise Refusal(f"guidance={cfg.guidance}: must be 0, as {loaded.path} was trained without labels")
+    return loaded, sampler
+
+
+def generate_uint8(cfg: DictConfig, loaded: Loaded, sampler: Sampler, labels: list[int] | None) -> Tensor:
+    """The images of the seeds from ``cfg.seed`` on, (num_samples, C, H, W) uint8 on the CPU, with a progress bar."""
+    denoiser: X0Estimator = loaded.denoiser
+    if cfg.guidance:
+        denoiser = GuidedDenoiser(denoiser, cfg.guidance, null_label=loaded.config["model"]["num_classes"])
+    seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
+    shape = loaded.denoiser.image_shape
+    device = next(loaded.denoiser.parameters()).device
+    with tqdm(total=cfg.num_samples * sampler.num_steps, desc="Sampling", unit="image moves", disable=None) as bar:
+        batches = generate(denoiser, sampler, shape, seeds, labels, cfg.batch_size, device, lambda n: bar.update(n))
+        return torch.cat([to_uint8(batch).cpu() for batch in batches])
+
+
+def _labels(cfg: DictConfig, num_classes: int | None) -> list[int] | None:
+    """A label for each image: the given one, or given ones in turn, or all classes in turn."""
+    given: Any = OmegaConf.to_container(cfg.label) if OmegaConf.is_list(cfg.label) else cfg.label
+    if num_classes is None:
+        if given is not None:
+            raise Refusal(f"label={given}: must be null, as the checkpoint was trained without labels")
+        return None
+    chosen = list(range(num_classes)) if given is None else given if isinstance(given, list) else [given]
+    if not chosen or any(not isinstance(c, int) or not 0 <= c < num_classes for c in chosen):
+        raise Refusal(
+            f"label={given}: must be an integer in [0, {num_classes - 1}], a list of them, or null for all in turn"
+        )
+    return [chosen[i % len(chosen)] for i in range(cfg.num_samples)]
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint file belongs to."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def settings(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
+    """All that shapes the images, plain values."""
+    kept = {key: cfg[key] for key in ("num_samples", "seed", "guidance")}
+    return {
+        **kept,
+        "label": OmegaConf.to_container(cfg.label) if OmegaConf.is_list(cfg.get("label")) else cfg.get("label"),
+        "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
+        "weights": loaded.weights,
+        "checkpoint": loaded.path.name,
+        "step": loaded.step,
+    }
+
+
+def tag(cfg: DictConfig, loaded: Loaded) -> str:
+    """A name for the settings, short and unlike that of other settings: ``ddim-50-1f3a9c``."""
+    described = settings(cfg, loaded)
+    described.pop("num_samples")  # more of the same images belong beside them
+    name = cfg.sampler._target_.rpartition(".")[2].removesuffix("Sampler").lower()
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return f"{name}-{cfg.sampler.num_steps}-{digest[:6]}"

@@ -1,0 +1,170 @@
+"""The training command: configuration -> data, module, trainer -> a run folder."""
+
+import copy
+import json
+import logging
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm_lightning.callbacks.ema import averaged
+from ddpm_lightning.callbacks.last_checkpoint import Interrupted
+from ddpm_lightning.callbacks.sample_grid import SampleGrid
+from ddpm_lightning.callbacks.save_config import SaveConfig
+from ddpm_lightning.data.base import ImageDataModule
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.runs.build import MISTAKES, build, explain
+from ddpm_lightning.runs.command import REFUSED, Refusal
+from ddpm_lightning.runs.resume import find_start
+from ddpm_lightning.runs.sweep import RESULT, write_result
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+
+say = rank_zero_only(print)
+
+
+def train(cfg: DictConfig) -> float:
+    """Run the training that the configuration describes, or the rest of it. Returns the held-out loss."""
+    _quieten()
+    folder = Path(os.path.relpath(cfg.output_dir))  # as a user would type it
+    (folder / REFUSED).unlink(missing_ok=True)
+    check_values(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = _build_data(cfg)
+    cfg.data.num_classes = data.num_classes  # a folder of images says itself how many it has
+    config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    start = find_start(cfg, config, folder)
+    if start.checkpoint and (folder / RESULT).exists() and 0 < cfg.trainer.max_steps <= start.step:
+        return _tell_finished(cfg, folder, start.step)
+
+    module: DiffusionModule = build(cfg, "module")
+    try:
+        module.configure_optimizers()
+    except MISTAKES as mistake:
+        raise Refusal(f"optimizer: {mistake}; allowed: lr, weight_decay at least 0, betas in [0, 1)") from mistake
+    # null turns one off: callbacks.ema=null
+    callbacks, loggers = ([made for made in build(cfg, key).values() if made] for key in ("callbacks", "logger"))
+    trainer: Any = build(cfg, "trainer", callbacks=[SaveConfig(config), *callbacks], logger=loggers)
+
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    for line in describe(cfg.name, data, module, trainer):
+        say(line)
+    say(f"folder  {folder}" + (f", going on from step {start.step}" if start.checkpoint else ""))
+    for logger in _tensorboards(trainer):
+        logger.log_hyperparams(config, {"final/val_loss": math.nan})
+    try:
+        trainer.fit(module, data, ckpt_path=start.checkpoint)
+    except Interrupted as stopped:
+        say(f"\nstopped at step {trainer.global_step} by {stopped}; the same command goes on from there")
+        raise SystemExit(128 + stopped.signum) from None
+    return _finish(trainer, module, data, folder)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse what Lightning would accept, and what would then fail late or silently."""
+    precision, clip = str(cfg.trainer.precision), cfg.trainer.gradient_clip_val
+    if precision not in PRECISIONS:  # half-precision weights would ruin the average and the schedule
+        raise Refusal(f"trainer.precision={precision}: must be one of {', '.join(PRECISIONS)}")
+    if clip is not None and not clip > 0:
+        raise Refusal(f"trainer.gradient_clip_val={clip}: must be above 0, or null for no clipping")
+    if precision == "16-mixed" and cfg.optimizer.get("fused") and clip:
+        raise Refusal("optimizer.fused=true: must be false for clipping at trainer.precision=16-mixed")
+    if not 0 <= cfg.seed < 2**32:
+        raise Refusal(f"seed={cfg.seed}: must lie in [0, 2^32)")
+
+
+def _build_data(cfg: DictConfig) -> ImageDataModule:
+    """The data module, its files in place, and its sizes checked, before anything is written."""
+    data: ImageDataModule = build(cfg, "data")
+    try:
+        data.prepare_data()
+        data.split("val")
+        data.train_dataloader()
+    except MISTAKES as mistake:
+        raise Refusal(explain("data", mistake)) from mistake
+    return data
+
+
+def describe(name: str, data: ImageDataModule, module: DiffusionModule, trainer: Any) -> list[str]:
+    """What is about to run, in a few lines: sizes, cost, and length."""
+    net = module.denoiser.net
+    count, held_out = (len(data.split(split).images) for split in ("train", "val"))
+    devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+    batch = data.batch_size * devices * accumulated
+    steps = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 0) * (count // batch)
+    parts = ", ".join(f"{part} {count_parameters(child):.3f}" for part, child in net.named_children())
+    shape = "x".join(map(str, data.image_shape))
+    classes = f"{data.num_classes} classes" if data.num_classes else "unlabelled"
+    return [
+        f"{name}: {count} training and {held_out} held-out images, {shape}, {classes}",
+        f"network {count_parameters(net):.3f} M parameters ({parts}),"
+        f" {flops(module) / 1e9:.4g} GFLOP forward per image",
+        f"batch   {batch} = {data.batch_size} x {devices} devices x {accumulated} accumulated; {steps} steps,"
+        f" {steps * batch / count:.1f} epochs, {steps * batch} images",
+        f"device  {trainer.strategy.root_device.type}, {trainer.precision}",
+    ]
+
+
+def count_parameters(module: torch.nn.Module) -> float:
+    """In millions."""
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def flops(module: DiffusionModule) -> int:
+    """Floating-point operations of the network's forward pass for one image."""
+    net = copy.deepcopy(module.denoiser.net).to("meta")
+    image, time = torch.empty(1, *module.denoiser.image_shape, device="meta"), torch.empty(1, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(image, time, None)
+    return counter.get_total_flops()
+
+
+def _tensorboards(trainer: Any) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _finish(trainer: Any, module: DiffusionModule, data: ImageDataModule, folder: Path) -> float:
+    """Measure the held-out loss if the last step has none, record the result, and say what there is."""
+    step = trainer.global_step
+    if module.validated_at != step:
+        with averaged(trainer, module):
+            trainer.validate(module, data, verbose=False)
+    loss = float(trainer.callback_metrics["val/loss"])
+    for logger in _tensorboards(trainer):
+        logger.experiment.add_scalar("final/val_loss", loss, step)
+        logger.experiment.flush()
+    if trainer.is_global_zero:
+        write_result(folder, {"val_loss": loss})
+    say(f"\nfinished at step {step}; held-out loss {loss:.4f} (averaged weights)")
+    for grid in (callback.path_of(step) for callback in trainer.callbacks if isinstance(callback, SampleGrid)):
+        say(f"samples     {os.path.relpath(grid)}")
+    say(f"checkpoint  {folder / 'checkpoints' / 'last.ckpt'}")
+    say(f"next        python scripts/sample.py ckpt={folder} num_samples=64 sampler=dpm_solver sampler.num_steps=20")
+    say(f"            python scripts/evaluate.py ckpt={folder}")
+    say(f"            tensorboard --logdir {folder.parent}")
+    return loss
+
+
+def _tell_finished(cfg: DictConfig, folder: Path, step: int) -> float:
+    loss = float(json.loads((folder / RESULT).read_text())["metrics"]["val_loss"])
+    say(f"{folder} is finished: {step} steps, held-out loss {loss:.4f}")
+    say(f"to go on from there: trainer.max_steps={2 * step}; to train anew: name={cfg.name}-2, or remove the folder")
+    return loss
+
+
+def _quieten() -> None:
+    """Leave out what libraries print that says nothing of the run."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)
