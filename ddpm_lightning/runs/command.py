@@ -97,12 +97,15 @@ def check_types(cfg: DictConfig) -> None:
     parsed = OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))
     groups = [str(o.input_line) for o in parsed if o.key_or_group in choices and not o.is_delete()]
     default = compose(hydra_config.job.config_name, overrides=groups)
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise Refusal(f"{key}: must be given, as {key}=...")
     _compare("", OmegaConf.to_container(default, resolve=True), OmegaConf.to_container(cfg, resolve=True))
 
 
 def _compare(key: str, default: Any, given: Any) -> None:
     if isinstance(default, dict) and isinstance(given, dict):
-        for name, value in given.items():
+        # what interpolations copy into the module comes last, so that the key named is the one a user types
+        for name, value in sorted(given.items(), key=lambda item: item[0] == "module"):
             path = f"{key}.{name}".lstrip(".")
             if name in default:
                 _compare(path, default[name], value)
@@ -161,7 +164,8 @@ def _explain(error: HydraException, module: str) -> str:
     )
     if missing:
         group, _, name = missing[1].rpartition("/")
-        return f"{group}={name}: no such option; allowed: {_listed(name, missing[3].split())}"
+        options = missing[3].partition("\nConfig search path")[0].split()
+        return f"{group}={name}: no such option; allowed: {_listed(name, options)}"
     cause = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in text else ""
     return text + cause
 

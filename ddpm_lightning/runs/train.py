@@ -55,6 +55,9 @@ def train(cfg: DictConfig) -> float:
     callbacks, loggers = ([made for made in build(cfg, key).values() if made] for key in ("callbacks", "logger"))
     trainer: Any = build(cfg, "trainer", callbacks=[SaveConfig(config), *callbacks], logger=loggers)
 
+    data.trainer = trainer
+    check_devices(data, trainer)
+
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -80,6 +83,9 @@ def check_values(cfg: DictConfig) -> None:
         raise Refusal(f"trainer.gradient_clip_val={clip}: must be above 0, or null for no clipping")
     if precision == "16-mixed" and cfg.optimizer.get("fused") and clip:
         raise Refusal("optimizer.fused=true: must be false for clipping at trainer.precision=16-mixed")
+    for key in ("accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
+        if cfg.trainer[key] < 1:
+            raise Refusal(f"trainer.{key}={cfg.trainer[key]}: must be at least 1")
     if not 0 <= cfg.seed < 2**32:
         raise Refusal(f"seed={cfg.seed}: must lie in [0, 2^32)")
 
@@ -90,10 +96,21 @@ def _build_data(cfg: DictConfig) -> ImageDataModule:
     try:
         data.prepare_data()
         data.split("val")
-        data.train_dataloader()
+        data.split("train")
     except MISTAKES as mistake:
         raise Refusal(explain("data", mistake)) from mistake
     return data
+
+
+def check_devices(data: ImageDataModule, trainer: Any) -> None:
+    """Refuse more processes than there are cores, and batches for them that the set can't fill."""
+    cores = os.cpu_count() or 1
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
+        raise Refusal(f"trainer.devices={trainer.num_devices}: must lie in [1, {cores}], the cores of this machine")
+    try:
+        data.train_dataloader()
+    except ValueError as mistake:
+        raise Refusal(explain("data", mistake)) from mistake
 
 
 def describe(name: str, data: ImageDataModule, module: DiffusionModule, trainer: Any) -> list[str]:

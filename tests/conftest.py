@@ -1,0 +1,77 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from ddpm_lightning.runs.command import CONF
+
+ROOT = CONF.parent
+
+# one thread: two beside a busy neighbour can be many times slower
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Callable[..., DictConfig]:
+    """The configuration of a command, as Hydra would hand it over."""
+
+    def configured(*overrides: str, command: str = "train", output_dir: str = "run") -> DictConfig:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            folder = [f"output_dir={tmp_path / output_dir}"] if command == "train" else []
+            return compose(command, overrides=[*folder, *overrides])
+
+    return configured
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script in an empty folder, as a user would."""
+
+    def run(*arguments: str, check: int | None = 0, timeout: int = 240, **env: str) -> subprocess.CompletedProcess[str]:
+        name, *rest = arguments
+        command = [sys.executable, str(ROOT / "scripts" / name), *rest]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check is not None:
+            assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+def group_options(group: str) -> list[str]:
+    """The names of a configuration group's options."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+class GaussianDenoiser:
+    """E[x_0 | x_t] for data N(mean, variance), in closed form."""
+
+    def __init__(self, schedule: Any, variance: float, mean: float = 0.0) -> None:
+        self.schedule = schedule
+        self.variance = variance
+        self.mean = mean
+
+    def __call__(self, x_t: torch.Tensor, t: Any, label: Any = None) -> torch.Tensor:
+        alpha, sigma = self.schedule(t).like(x_t)
+        gain = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
+        return self.mean + gain * (x_t - alpha * self.mean)

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from conftest import GaussianDenoiser, group_options
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.distance import L1, MSE, Huber
+from ddpm_lightning.diffusion.loss import denoising_loss
+from ddpm_lightning.diffusion.parameterization import CleanImage, Epsilon, Velocity
+from ddpm_lightning.diffusion.schedules.cosine import CosineSchedule
+from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
+from ddpm_lightning.diffusion.weighting import MinSNR, Uniform
+from ddpm_lightning.runs.command import CONF
+
+SHAPE = (1, 4, 4)
+
+
+class OptimalNet(nn.Module):
+    """The best output for N(0, variance) data, found from the conditional mean; and a note of the times it was given."""
+
+    def __init__(self, schedule, parameterization, variance=1.0):
+        super().__init__()
+        self.oracle = GaussianDenoiser(schedule, variance)
+        self.parameterization = parameterization
+        self.times = None
+
+    def forward(self, x_t, times, label):
+        self.times = times
+        t = times + 1
+        level = self.oracle.schedule(t)
+        x_0 = self.oracle(x_t, t)
+        alpha, sigma = level.like(x_t)
+        return self.parameterization.target(x_0, (x_t - alpha * x_0) / sigma, level)
+
+
+def mean_loss(schedule, parameterization, weighting=None, per_time=100, distance=None):
+    denoiser = Denoiser(OptimalNet(schedule, parameterization), schedule, parameterization, SHAPE)
+    t = torch.arange(1, schedule.num_steps + 1).repeat(per_time)
+    x_0, noise = torch.randn(2, len(t), *SHAPE)
+    return denoising_loss(denoiser, weighting or Uniform(), distance or MSE(), x_0, t, noise)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "known"), [(LinearSchedule(), 0.275513233397), (CosineSchedule(), 0.495577512582)]
+)
+def test_the_best_possible_loss_on_gaussian_data(schedule, known):
+    """E |noise - E[noise | x_t]|^2 is the mean of alpha_bar for N(0, 1): no prediction can be better."""
+    assert schedule.alpha_bar[1:].mean().item() == pytest.approx(known, rel=1e-9)
+    assert mean_loss(schedule, Epsilon()).mean().item() == pytest.approx(known, rel=0.01)
+
+
+@pytest.mark.parametrize("parameterization", [CleanImage(), Velocity()])
+def test_uniform_weighting_means_the_same_loss_for_every_parameterization(parameterization):
+    schedule = CosineSchedule(50)
+    torch.manual_seed(1)
+    loss = mean_loss(schedule, parameterization)
+    torch.manual_seed(1)
+    torch.testing.assert_close(loss, mean_loss(schedule, Epsilon()), rtol=2e-3, atol=1e-4)
+
+
+def test_the_best_velocity_on_gaussian_data_errs_by_one():
+    """v and x_t are independent for N(0, 1) data, so the best estimate is 0, and its squared error 1."""
+    schedule = LinearSchedule()
+    net = OptimalNet(schedule, Velocity())
+    x_t = torch.randn(5, *SHAPE)
+    assert net(x_t, torch.tensor([0, 10, 100, 500, 999]), None).abs().max() < 1e-3
+
+
+def test_the_network_is_given_times_from_zero():
+    schedule = LinearSchedule(10)
+    net = OptimalNet(schedule, Epsilon())
+    denoiser = Denoiser(net, schedule, Epsilon(), SHAPE)
+    x = torch.randn(2, *SHAPE)
+    denoising_loss(denoiser, Uniform(), MSE(), x, torch.tensor([1, 10]), x)
+    assert net.times.tolist() == [0, 9]
+    denoiser(x, 10)
+    assert net.times.tolist() == [9, 9]
+
+
+@pytest.mark.parametrize("distance", group_options("distance"))
+@pytest.mark.parametrize("weighting", group_options("weighting"))
+@pytest.mark.parametrize("parameterization", group_options("parameterization"))
+def test_a_perfect_prediction_has_no_loss_and_any_other_a_gradient(parameterization, weighting, distance):
+    parameterization, weighting, distance = (
+        instantiate(OmegaConf.load(CONF / group / f"{name}.yaml"))
+        for group, name in (("parameterization", parameterization), ("weighting", weighting), ("distance", distance))
+    )
+    schedule = LinearSchedule(100)
+    x_0, noise = torch.randn(2, 6, *SHAPE)
+    t = torch.tensor([1, 20, 40, 60, 80, 100])
+    error = nn.Parameter(torch.zeros(1))
+
+    class Cheat(nn.Module):
+        def forward(self, x_t, times, label):
+            return parameterization.target(x_0, noise, schedule(times + 1)) + error
+
+    def loss():
+        return denoising_loss(Denoiser(Cheat(), schedule, parameterization, SHAPE), weighting, distance, x_0, t, noise)
+
+    assert loss().abs().max() == 0
+    error.data.fill_(0.1)
+    assert (loss() > 0).all()
+    loss().sum().backward()
+    assert error.grad.abs() > 0
+
+
+def test_the_output_is_taken_to_float32():
+    schedule = LinearSchedule(10)
+
+    class HalfNet(nn.Module):
+        def forward(self, x_t, times, label):
+            return x_t.bfloat16()
+
+    denoiser = Denoiser(HalfNet(), schedule, Epsilon(), SHAPE)
+    assert denoiser(torch.randn(2, *SHAPE), 5).dtype == torch.float32
+
+
+def test_min_snr_is_the_published_weight_on_noise_errors():
+    """min(snr, gamma) on x_0 errors (Hang et al., eq. 7) is min(gamma / snr, 1) on noise errors."""
+    level = LinearSchedule()(torch.tensor([101, 1, 1000]))
+    weight = MinSNR(5.0)(level, level.alpha)
+    assert weight[0].item() == pytest.approx(0.5857085078, rel=1e-5)
+    assert weight[1].item() == pytest.approx(5 / 9999, rel=1e-3)
+    assert weight[2] == 1
+
+
+def test_distances_in_numbers():
+    a, b = torch.zeros(2, 1, 2, 2), torch.tensor([[0.5, -0.5, 0.5, -0.5], [3.0, 3.0, 3.0, -3.0]]).view(2, 1, 2, 2)
+    assert MSE()(a, b).tolist() == [0.25, 9.0]
+    assert L1()(a, b).tolist() == [0.5, 3.0]
+    assert Huber(1.0)(a, b).tolist() == [0.125, 2.5]
+    assert Huber(2.0)(a, b).tolist() == [0.125, 4.0]
+
+
+@pytest.mark.parametrize("make", [lambda: Huber(0.0), lambda: MinSNR(-1.0)])
+def test_impossible_settings_are_refused(make):
+    with pytest.raises(ValueError, match="must be above 0"):
+        make()

@@ -1,0 +1,174 @@
+import pytest
+import torch
+from conftest import group_options
+from hydra.utils import instantiate
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm_lightning.nn.embedding import TimeEmbedding
+from ddpm_lightning.nn.unet import UNet
+
+
+def millions(net):
+    return sum(parameter.numel() for parameter in net.parameters()) / 1e6
+
+
+def tiny(**kwargs):
+    settings = {"image_size": 8, "channels": 1, "base_channels": 8, "channel_mults": (1, 2), "num_res_blocks": 1}
+    return UNet(**{**settings, "attention_resolutions": (4,), "dropout": 0.0, **kwargs})
+
+
+def awake(net):
+    """Zero-initialised layers hide what feeds them."""
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "count", "gflop"),
+    [
+        ("unet_32", ("data=cifar10", "model.num_classes=null"), 35.7, 12.444),
+        ("unet_64", ("data=image_folder", "data.root=x", "data.image_size=64"), 77.5, None),
+        ("unet_8", ("model.num_classes=null",), 0.3, None),
+    ],
+)
+def test_presets_have_the_published_sizes(configure, preset, overrides, count, gflop):
+    cfg = configure(*overrides, f"model={preset}")
+    with torch.device("meta"):
+        net = instantiate(cfg.model, _convert_="all")
+        assert round(millions(net), 1) == count
+        if gflop:
+            with FlopCounterMode(display=False) as counter:
+                net(torch.empty(1, 3, 32, 32), torch.empty(1))
+            assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", [name for name in group_options("model") if name not in ("unet_32", "unet_64")])
+def test_small_presets_map_images_to_images(configure, preset):
+    size = 32 if preset == "unet_mnist" else 8
+    overrides = ("data=mnist",) if size == 32 else ()
+    net = instantiate(configure(*overrides, f"model={preset}").model, _convert_="all")
+    assert net(torch.randn(2, 1, size, size), torch.tensor([0, 999]), torch.tensor([0, 9])).shape == (2, 1, size, size)
+
+
+def test_the_half_width_network_of_the_yardsticks():
+    with torch.device("meta"):
+        assert millions(UNet(32, base_channels=64)) == pytest.approx(8.95, abs=0.005)
+
+
+def test_a_fresh_network_predicts_zero():
+    assert tiny()(torch.randn(2, 1, 8, 8), torch.tensor([0, 5])).abs().max() == 0
+
+
+@pytest.mark.parametrize("conditioning", ["film", "additive"])
+def test_time_and_label_reach_the_output(conditioning):
+    net = awake(tiny(num_classes=3, time_conditioning=conditioning)).eval()
+    x = torch.randn(1, 1, 8, 8)
+
+    def out(time, label):
+        return net(x, torch.tensor([time]), None if label is None else torch.tensor([label]))
+
+    assert (out(0, 1) - out(1, 1)).abs().max() > 1e-4
+    assert (out(0, 1) - out(0, 2)).abs().max() > 1e-4
+    assert torch.equal(out(0, None), out(0, 3))  # no label is the null class, whose index is num_classes
+
+
+def test_images_of_a_batch_do_not_mix():
+    net = awake(tiny(num_heads=2)).eval()
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 50, 900])
+    alone = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(net(x, t), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_softmax_attention():
+    """Second implementation, head by head, with explicit matrices."""
+    from ddpm_lightning.nn.blocks import Attention
+
+    attention = awake(Attention(8, num_heads=2))
+    x = torch.randn(1, 8, 3, 3)
+    q, k, v = attention.qkv(attention.norm(x)).view(3, 2, 4, 9)
+    heads = []
+    for head in range(2):
+        weights = torch.softmax(q[head].T @ k[head] / 2, dim=-1)  # sqrt(4) = 2
+        heads.append(v[head] @ weights.T)
+    expected = x + attention.out(torch.cat(heads).view(1, 8, 3, 3))
+    torch.testing.assert_close(attention(x), expected)
+
+
+def test_checkpointing_changes_memory_not_gradients():
+    nets = [awake(tiny(checkpointing=on)) for on in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    saved = []
+    for net in nets:
+        count = 0
+
+        def pack(tensor):
+            nonlocal count
+            count += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = net(x, t).square().mean()
+        loss.backward()
+        saved.append(count)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert saved[1] < 0.7 * saved[0]
+
+
+def test_dropout_acts_in_training_only():
+    net = awake(tiny(dropout=0.5))
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor([3])
+    assert not torch.equal(net(x, t), net(x, t))
+    net.eval()
+    assert torch.equal(net(x, t), net(x, t))
+
+
+def test_rectangular_images():
+    net = tiny(image_size=(8, 16), attention_resolutions=(8,))
+    assert net(torch.randn(1, 1, 8, 16), torch.tensor([0])).shape == (1, 1, 8, 16)
+
+
+def test_the_network_compiles_as_one_graph():
+    net = awake(tiny(num_classes=3)).eval()
+    x, t, label = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 3])
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, t, label), net(x, t, label))
+
+
+def test_the_forward_pass_reads_nothing_back():
+    """On the meta device there is nothing to read: an .item() or a branch on data would raise."""
+    with torch.device("meta"):
+        net = tiny(num_classes=3)
+        assert net(torch.empty(2, 1, 8, 8), torch.empty(2), torch.empty(2, dtype=torch.long)).shape == (2, 1, 8, 8)
+
+
+def test_time_embedding_is_the_sinusoid_of_its_paper():
+    embedding = TimeEmbedding(6, 24)
+    embedding.mlp = torch.nn.Identity()
+    found = embedding(torch.tensor([0, 5]))
+    angles = torch.tensor([5.0, 5 / 100, 5 / 10_000])
+    torch.testing.assert_close(found[0], torch.tensor([0.0, 0, 0, 1, 1, 1]))
+    torch.testing.assert_close(found[1], torch.cat([angles.sin(), angles.cos()]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 9}, "image_size must be divisible by 2.*got 9x9"),
+        ({"base_channels": 7}, "base_channels must be even.*got 7"),
+        ({"channel_mults": ()}, "channel_mults must be a list"),
+        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
+        ({"attention_resolutions": (16,)}, r"attention_resolutions must be among \[8, 4\].*got \[16\]"),
+        ({"num_heads": 3}, "num_heads must divide the 16 channels.*got 3"),
+        ({"head_channels": 5}, "head_channels must divide the 16 channels.*got 5"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"time_conditioning": "none"}, "time_conditioning must be one of film, additive, got none"),
+        ({"num_classes": 0}, "num_classes must be at least 1, or null for none, got 0"),
+    ],
+)
+def test_wrong_combinations_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**settings)
