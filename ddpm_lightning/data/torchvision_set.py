@@ -24,8 +24,9 @@ class TorchvisionDataModule(ImageDataModule):
         try:
             self.open(train, download=True)
         except (OSError, RuntimeError, HTTPException) as error:
+            reason = " ".join(str(error).split())  # torchvision's own takes several lines
             raise FileNotFoundError(
-                f"root={self.root} holds no whole copy of the set, and {self.source} can't be downloaded ({error}):"
+                f"root={self.root} holds no whole copy of the set, and {self.source} can't be downloaded ({reason}):"
                 f" fetch it elsewhere and put it at {self.root / self.destination}"
             ) from error
 

@@ -35,7 +35,7 @@ say = rank_zero_only(print)
 def train(cfg: DictConfig) -> float:
     """Run the training that the configuration describes, or the rest of it. Returns the held-out loss."""
     _quieten()
-    folder = Path(os.path.relpath(cfg.output_dir))  # as a user would type it
+    folder = _short(cfg.output_dir)
     (folder / REFUSED).unlink(missing_ok=True)
     check_values(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -164,13 +164,20 @@ def _finish(trainer: Any, module: DiffusionModule, data: ImageDataModule, folder
     if trainer.is_global_zero:
         write_result(folder, {"val_loss": loss})
     say(f"\nfinished at step {step}; held-out loss {loss:.4f} (averaged weights)")
-    for grid in (callback.path_of(step) for callback in trainer.callbacks if isinstance(callback, SampleGrid)):
-        say(f"samples     {os.path.relpath(grid)}")
+    for callback in trainer.callbacks:
+        if isinstance(callback, SampleGrid):
+            say(f"samples     {_short(callback.path_of(step))}")
     say(f"checkpoint  {folder / 'checkpoints' / 'last.ckpt'}")
     say(f"next        python scripts/sample.py ckpt={folder} num_samples=64 sampler=dpm_solver sampler.num_steps=20")
     say(f"            python scripts/evaluate.py ckpt={folder}")
     say(f"            tensorboard --logdir {folder.parent}")
     return loss
+
+
+def _short(path: str | Path) -> Path:
+    """The path as a user would type it here."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _tell_finished(cfg: DictConfig, folder: Path, step: int) -> float:
@@ -184,4 +191,5 @@ def _quieten() -> None:
     """Leave out what libraries print that says nothing of the run."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)

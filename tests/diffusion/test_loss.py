@@ -18,7 +18,7 @@ SHAPE = (1, 4, 4)
 
 
 class OptimalNet(nn.Module):
-    """The best output for N(0, variance) data, found from the conditional mean; and a note of the times it was given."""
+    """The best output for N(0, variance) data, found from the conditional mean. Notes the times it is given."""
 
     def __init__(self, schedule, parameterization, variance=1.0):
         super().__init__()

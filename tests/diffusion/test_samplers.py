@@ -77,7 +77,7 @@ def test_every_number_of_steps_works_with_every_spacing(name, spacing):
 
 
 def variance_of(sampler, denoiser):
-    """Variance of the result over N(0, 1) starts, exactly: for Gaussian data every move is linear in x and the noise."""
+    """Variance of the result over N(0, 1) starts, exactly: for Gaussian data each move is linear in x and the noise."""
     schedule = denoiser.schedule
     times = visited_times(schedule, sampler.num_steps, sampler.spacing)
     variance = 1.0

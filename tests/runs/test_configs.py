@@ -1,0 +1,92 @@
+"""Every option of every group composes and builds; every experiment trains."""
+
+import pytest
+import torch
+from conftest import ROOT, group_options
+from hydra.utils import instantiate
+
+from ddpm_lightning.data.cifar10 import CIFAR10
+from ddpm_lightning.data.mnist import MNIST
+from ddpm_lightning.data.resident import LabelledImages
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.runs.train import train
+
+GROUPS = sorted(
+    path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name not in ("hydra", "experiment")
+)
+OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
+QUICK = (
+    *("trainer.max_steps=1", "trainer.val_check_interval=1", "trainer.limit_val_batches=1", "sampler.num_steps=2"),
+    *("callbacks.samples.num_images=2", "callbacks.progress=null", "+trainer.enable_progress_bar=false"),
+    *("data.batch_size=2", "data.eval_batch_size=2", "trainer.accelerator=cpu"),
+)
+
+
+@pytest.fixture
+def small_sets(monkeypatch):
+    """Eight random images in place of the sets that would be downloaded."""
+
+    def load(self, split):
+        return LabelledImages(torch.randint(0, 256, (8, *self.image_shape), dtype=torch.uint8), torch.arange(8) % 10)
+
+    for dataset in (CIFAR10, MNIST):
+        monkeypatch.setattr(dataset, "load", load)
+        monkeypatch.setattr(dataset, "prepare_data", lambda self: None)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_builds(configure, tmp_path, group, option):
+    if group in ("sampler", "features"):
+        command, overrides = ("evaluate" if group == "features" else "sample"), ["ckpt=x"]
+    else:
+        command, overrides = "train", []
+    if (group, option) == ("data", "image_folder"):
+        (tmp_path / "images").mkdir()
+        overrides.append(f"data.root={tmp_path / 'images'}")
+    if group == "model" and option in ("unet_32", "unet_64", "unet_mnist"):
+        overrides += ["data=cifar10"] + (["data.image_size=64"] if option == "unet_64" else [])
+    cfg = configure(*overrides, f"{group}={option}", command=command)
+    if (group, option) == ("features", "inception"):
+        cfg.features.weights = str(tmp_path / "none")  # or it would be downloaded
+        with pytest.raises(Exception, match="weights must be the path of"):
+            instantiate(cfg.features, _convert_="all")
+        return
+    with torch.device("meta" if group == "model" else "cpu"):
+        made = instantiate(cfg[group], _convert_="all")
+    assert made is not None
+
+
+@pytest.mark.parametrize("optimizer", group_options("optimizer"))
+@pytest.mark.parametrize("lr_schedule", group_options("lr_schedule"))
+def test_the_module_builds_with_each_optimizer_and_schedule(configure, optimizer, lr_schedule):
+    cfg = configure(f"optimizer={optimizer}", f"lr_schedule={lr_schedule}", "experiment=smoke")
+    module: DiffusionModule = instantiate(cfg.module, _convert_="all")
+    assert module.configure_optimizers()["optimizer"].param_groups[0]["lr"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", group_options("experiment"))
+def test_every_experiment_trains_a_step_and_draws(configure, small_sets, tmp_path, experiment):
+    narrow = ("model.base_channels=8",) if experiment in ("cifar10_ddpm", "mnist") else ()
+    loss = train(configure(f"experiment={experiment}", *QUICK, *narrow))
+    assert loss > 0
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} >= {"checkpoints", "config.yaml", "csv", "samples", "tensorboard"}
+    assert (run / "samples" / "step-0000001.png").stat().st_size > 100
+
+
+def test_cifar10_ddpm_has_the_papers_settings(configure):
+    cfg = configure("experiment=cifar10_ddpm")
+    assert (cfg.data.batch_size, cfg.trainer.max_steps, cfg.optimizer.lr) == (128, 800_000, 2e-4)
+    assert (cfg.lr_schedule.warmup_steps, cfg.model.dropout, cfg.callbacks.ema.decay) == (5000, 0.1, 0.9999)
+    assert (cfg.sampler.variance, cfg.sampler.num_steps, cfg.data.horizontal_flip) == ("large", 1000, True)
+    assert cfg.model.num_classes is None
+
+
+@pytest.mark.parametrize("experiment", group_options("experiment"))
+def test_every_experiments_header_has_its_command(experiment):
+    text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
+    header = [line for line in text.splitlines() if line.startswith("# ")]
+    assert "python scripts/train.py" in header[1]
+    assert experiment == "digits" or f"experiment={experiment}" in header[1]
+    assert len(header) >= 3

@@ -1,0 +1,193 @@
+import json
+import logging
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddpm_lightning.checkpoint import load_denoiser
+from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.train import train
+
+SMOKE = ("experiment=smoke", "callbacks.progress=null", "+trainer.enable_progress_bar=false", "trainer.accelerator=cpu")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A finished smoke run."""
+    from hydra import compose, initialize_config_dir
+
+    from ddpm_lightning.runs.command import CONF
+
+    folder = tmp_path_factory.mktemp("smoke")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        train(compose("train", overrides=[*SMOKE, f"output_dir={folder}", "callbacks.ema.decay=0.9"]))
+    return folder
+
+
+def test_checkpoints_are_plain_and_hold_the_averages_beside_the_weights(smoke):
+    names = {path.name for path in (smoke / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "best.ckpt", "step-0000010.ckpt", "step-0000020.ckpt"}
+    for name in names:
+        checkpoint = torch.load(smoke / "checkpoints" / name, weights_only=True)
+        assert checkpoint["config"]["schedule"]["num_steps"] == 100
+        assert checkpoint["ema"]["decay"] == 0.9
+        own = checkpoint["state_dict"]["denoiser.net.stem.weight"]
+        assert not torch.equal(own, checkpoint["ema"]["weights"]["net.stem.weight"])
+
+
+def test_a_loaded_denoiser_has_the_weights_that_were_asked_for(smoke):
+    checkpoint = torch.load(smoke / "checkpoints" / "last.ckpt", weights_only=True)
+    ema, raw = (load_denoiser(smoke, weights).denoiser for weights in ("ema", "raw"))
+    assert torch.equal(ema.net.stem.weight, checkpoint["ema"]["weights"]["net.stem.weight"])
+    assert torch.equal(raw.net.stem.weight, checkpoint["state_dict"]["denoiser.net.stem.weight"])
+    assert not ema.training
+    assert ema.schedule.num_steps == 100
+    with pytest.raises(ValueError, match="weights must be one of ema, raw, got best"):
+        load_denoiser(smoke, "best")
+
+
+def test_tensorboard_shows_losses_samples_and_the_configuration(smoke):
+    events = EventAccumulator(str(smoke / "tensorboard"), {"images": 0}).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert scalars >= {"train/loss", "val/loss", "train/grad_norm", "lr-AdamW", "final/val_loss"}
+    assert scalars >= {f"train/loss_q{q}" for q in (1, 2, 3, 4)}
+    assert [image.step for image in events.Images("samples")] == [10, 20]
+    steps = [event.step for event in events.Scalars("val/loss")]
+    assert steps == [9, 19]  # Lightning counts from 0
+    plugins = events.summary_metadata
+    assert any("hparams" in tag for tag in plugins)
+
+
+def test_the_csv_file_has_the_same_figures(smoke):
+    header, *rows = (smoke / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert {"train/loss", "val/loss", "train/loss_q1", "train/grad_norm"} <= set(header.split(","))
+    assert len(rows) >= 4
+
+
+def test_quarters_of_the_loss_average_to_the_loss(configure, tmp_path):
+    """One step a log, so that each quarter is a part of the very batch: their weighted mean is the loss."""
+    from ddpm_lightning.callbacks.loss_by_time import LossByTime
+
+    logged, batches = {}, []
+    original = LossByTime.on_train_batch_end
+
+    def watched(self, trainer, pl_module, outputs, batch, batch_idx):
+        t = (outputs["t"] - 1) * 4 // 100
+        batches.append([(outputs["losses"][t == q].mean().item() if (t == q).any() else None) for q in range(4)])
+        pl_module.log, log = lambda name, value: logged.__setitem__((len(batches), name), value), pl_module.log
+        original(self, trainer, pl_module, outputs, batch, batch_idx)
+        pl_module.log = log
+
+    LossByTime.on_train_batch_end = watched
+    try:
+        train(configure(*SMOKE, "trainer.log_every_n_steps=1", "trainer.max_steps=3", "data.batch_size=4"))
+    finally:
+        LossByTime.on_train_batch_end = original
+    for i, quarters in enumerate(batches, start=1):
+        for q, value in enumerate(quarters, start=1):
+            found = logged.get((i, f"train/loss_q{q}"))
+            assert (found is None) == (value is None)
+            assert value is None or found == pytest.approx(value, rel=1e-5)
+
+
+def test_a_finished_run_says_so_and_loses_nothing(configure, capsys, tmp_path):
+    first = train(configure(*SMOKE))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert train(configure(*SMOKE)) == first
+    assert "is finished: 20 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_can_be_made_longer(configure, tmp_path):
+    train(configure(*SMOKE))
+    train(configure(*SMOKE, "trainer.max_steps=30"))
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 30
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("resume=never",), "resume=never: .* holds a run; allowed: another name="),
+        (("schedule=cosine",), "schedule._target_=.*CosineSchedule: must be .*LinearSchedule, with which .* was trained"),
+        (("optimizer.lr=1e-3",), "optimizer.lr=0.001: must be 0.0002, with which"),
+        (("resume=elsewhere",), "resume=elsewhere: must be auto, never, or a checkpoint"),
+    ],
+)
+def test_a_run_is_neither_overwritten_nor_changed_on_the_way(configure, tmp_path, overrides, message):
+    train(configure(*SMOKE, "trainer.max_steps=2", "callbacks.samples=null"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(Refusal, match=message):
+        train(configure(*SMOKE, "trainer.max_steps=2", "callbacks.samples=null", *overrides))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_can_go_on_from_another_runs_checkpoint(configure, tmp_path):
+    train(configure(*SMOKE, "trainer.max_steps=5"))
+    train(configure(*SMOKE, "trainer.max_steps=8", f"resume={tmp_path / 'run'}", output_dir="other"))
+    assert torch.load(tmp_path / "other" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("trainer.precision=bf16-true",), "trainer.precision=bf16-true: must be one of 32-true, bf16-mixed"),
+        (("trainer.precision=16-mixed",), "optimizer.fused=true: must be false for clipping"),
+        (("trainer.gradient_clip_val=-1",), "trainer.gradient_clip_val=-1: must be above 0"),
+        (("trainer.val_check_interval=0",), "trainer.val_check_interval=0: must be at least 1"),
+        (("trainer.devices=999",), "trainer.devices=999: must lie in"),
+        (("seed=-1",), r"seed=-1: must lie in \[0, 2\^32\)"),
+        (("data.batch_size=2000",), r"data.batch_size must lie in \[1, 1347\].*got 2000"),
+        (("trainer.accumulate_grad_batches=50",), r"data.batch_size must lie in \[1, 26\].*got 32"),
+        (("model.channel_mults=[1,1,1,1,1]",), "model.image_size must be divisible by 16.*got 8x8"),
+        (("optimizer.lr=-1.0",), "optimizer: Invalid learning rate: -1.0; allowed: lr"),
+        (("schedule.beta_end=1.5",), r"schedule.beta_end must lie in \[beta_start, 1\)"),
+        (("callbacks.ema.decay=1.5",), r"callbacks.ema.decay must lie in \[0, 1\), got 1.5"),
+        (("+model.foo=1",), "model: .*unexpected keyword argument 'foo'"),
+        (("data=image_folder", "data.root=nowhere"), "data.root must be a folder of images, got nowhere"),
+    ],
+)
+def test_impossible_values_are_refused_before_anything_is_written(configure, tmp_path, overrides, message):
+    with pytest.raises(Refusal, match=message) as refusal:
+        train(configure(*SMOKE, *overrides))
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions_train_with_clipping_and_a_fused_optimizer(configure, precision):
+    loss = train(configure(*SMOKE, f"trainer.precision={precision}", "trainer.max_steps=3", "optimizer=adam"))
+    assert 0.5 < loss < 1.5
+
+
+def test_gradients_are_clipped(configure, monkeypatch):
+    from ddpm_lightning.module import DiffusionModule
+
+    norms = []
+    original = DiffusionModule.configure_gradient_clipping
+
+    def watched(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        norms.append(torch.stack([p.grad.norm() for p in self.parameters() if p.grad is not None]).norm().item())
+
+    monkeypatch.setattr(DiffusionModule, "configure_gradient_clipping", watched)
+    train(configure(*SMOKE, "trainer.gradient_clip_val=1e-3", "trainer.max_steps=3"))
+    assert norms == pytest.approx([1e-3] * 3, rel=1e-2)
+
+
+def test_training_without_averages_works_and_sampling_from_them_is_refused(configure, tmp_path):
+    train(configure(*SMOKE, "callbacks.ema=null", "trainer.max_steps=2", "callbacks.samples=null"))
+    load_denoiser(tmp_path / "run", "raw")
+    with pytest.raises(ValueError, match="weights must be raw"):
+        load_denoiser(tmp_path / "run", "ema")
+
+
+def test_the_run_describes_itself(configure, capsys):
+    train(configure(*SMOKE, "trainer.max_steps=2", "callbacks.samples=null", "trainer.accumulate_grad_batches=2"))
+    out = capsys.readouterr().out
+    assert "smoke: 1347 training and 450 held-out images, 1x8x8, 10 classes" in out
+    assert "GFLOP forward per image" in out
+    assert "batch   64 = 32 x 1 devices x 2 accumulated; 2 steps, 0.1 epochs, 128 images" in out
+    assert logging.getLogger("lightning.pytorch").level == logging.WARNING

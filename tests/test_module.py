@@ -1,0 +1,153 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import GaussianDenoiser
+from torch import nn
+
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.distance import MSE
+from ddpm_lightning.diffusion.parameterization import Epsilon
+from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
+from ddpm_lightning.diffusion.timesteps import UniformTimesteps
+from ddpm_lightning.diffusion.weighting import Uniform
+from ddpm_lightning.lr_schedules import Constant, Cosine
+from ddpm_lightning.module import DiffusionModule
+
+
+class Net(nn.Module):
+    """The best noise estimate for N(0, 1) data, and a note of what it was asked."""
+
+    def __init__(self, schedule, num_classes=None):
+        super().__init__()
+        self.num_classes = num_classes
+        self.oracle = GaussianDenoiser(schedule, 1.0)
+        self.weight = nn.Parameter(torch.ones(()))
+        self.asked = []
+
+    def forward(self, x_t, times, label):
+        self.asked.append((times, label))
+        return self.weight * self.oracle.schedule(times + 1).like(x_t).sigma * x_t
+
+
+def make(num_classes=None, T=1000, **kwargs):
+    schedule = LinearSchedule(T)
+    denoiser = Denoiser(Net(schedule, num_classes), schedule, Epsilon(), (1, 4, 4))
+    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.5), "lr_schedule": Constant(), **kwargs}
+    module = DiffusionModule(denoiser, Uniform(), MSE(), UniformTimesteps(), **settings)
+    module.log = lambda *args, **kwargs: None
+    return module
+
+
+def pretend(module, batches=0, rank=0):
+    """Stand in for the trainer at a given batch of a given rank."""
+    module._trainer = SimpleNamespace(
+        fit_loop=SimpleNamespace(total_batch_idx=batches), world_size=2, global_rank=rank, global_step=batches
+    )
+
+
+@pytest.fixture(autouse=True)
+def _restore(monkeypatch):
+    monkeypatch.setattr(DiffusionModule, "global_rank", property(lambda self: self._trainer.global_rank))
+
+
+BATCH = (torch.zeros(500, 1, 4, 4), torch.arange(500) % 3)
+
+
+def test_the_loss_of_the_best_denoiser_is_the_closed_form():
+    module = make()
+    out = module.training_step((torch.randn(20_000, 1, 4, 4), torch.zeros(20_000)), 0)
+    assert out["loss"].item() == pytest.approx(0.275513, rel=0.02)  # the mean of alpha_bar
+    assert out["losses"].shape == out["t"].shape == (20_000,)
+
+
+def test_labels_are_dropped_with_the_given_probability():
+    module = make(num_classes=3, label_drop=0.2)
+    module.training_step(BATCH, 0)
+    (_, label), labels = module.denoiser.net.asked[-1], BATCH[1]
+    assert 0.12 < (label == 3).float().mean() < 0.28
+    assert torch.equal(label[label != 3], labels[label != 3])
+
+
+def test_a_network_without_classes_gets_no_labels():
+    module = make()
+    module.training_step(BATCH, 0)
+    assert module.denoiser.net.asked[-1][1] is None
+
+
+def draws(seed, batches, rank):
+    module = make(seed=seed)
+    pretend(module, batches, rank)
+    module.on_train_batch_start(BATCH, 0)
+    return module.training_step(BATCH, 0)["t"]
+
+
+def test_randomness_is_keyed_by_seed_batch_and_rank():
+    first = draws(0, 0, 0)
+    assert torch.equal(first, draws(0, 0, 0))
+    for other in (draws(1, 0, 0), draws(0, 1, 0), draws(0, 0, 1)):
+        assert (first == other).float().mean() < 0.02
+
+
+@pytest.mark.parametrize(("T", "first", "last"), [(1000, 12, 987), (100, 1, 98), (10, 0, 9)])
+def test_held_out_times_are_the_stated_ones_for_every_image(T, first, last):
+    """0-based 12, 37, ..., 987 for T = 1000: the middles of 40 equal parts."""
+    module = make(T=T, val_times=40)
+    pretend(module)
+    module.validation_step((torch.zeros(7, 1, 4, 4), torch.zeros(7)), 0)
+    times = torch.stack([times for times, _ in module.denoiser.net.asked]).sort(0).values
+    assert times.shape == (40, 7)
+    assert (times == times[:, :1]).all()
+    assert times[0, 0] == first
+    assert times[-1, 0] == last
+    if T == 1000:
+        assert times[:, 0].tolist() == list(range(12, 1000, 25))
+
+
+def test_fewer_held_out_times_are_spread_over_the_images():
+    module = make(val_times=2)
+    pretend(module)
+    module.validation_step((torch.zeros(40, 1, 4, 4), torch.zeros(40)), 0)
+    first, second = (times for times, _ in module.denoiser.net.asked)
+    assert sorted(first.tolist()) == list(range(12, 1000, 25))
+    assert ((first - second).abs() == 500).all()
+
+
+def test_the_held_out_loss_is_the_same_each_time_and_near_its_closed_form():
+    images, losses = torch.randn(500, 1, 4, 4), []
+    for _ in range(2):
+        torch.manual_seed(len(losses))  # the global state plays no part
+        module = make(val_times=40)
+        pretend(module)
+        module.validation_step((images, torch.zeros(500)), 0)
+        losses.append(module.val_loss.compute().item())
+    assert losses[0] == losses[1]
+    alpha_bar = LinearSchedule().alpha_bar[torch.arange(13, 1001, 25)]
+    assert losses[0] == pytest.approx(alpha_bar.mean().item(), rel=0.02)
+
+
+def test_the_learning_rate_follows_its_schedule_and_a_resumed_run_takes_new_settings():
+    module = make(lr_schedule=Cosine(num_steps=10))
+    made = module.configure_optimizers()
+    schedule = made["lr_scheduler"]["scheduler"]
+    for step in range(10):
+        assert schedule.get_last_lr()[0] == pytest.approx(0.5 * Cosine(10)(step))
+        made["optimizer"].step()
+        schedule.step()
+    longer = make(lr_schedule=Cosine(num_steps=20)).configure_optimizers()["lr_scheduler"]["scheduler"]
+    longer.load_state_dict(schedule.state_dict())
+    longer.step()
+    assert longer.get_last_lr()[0] == pytest.approx(0.5 * Cosine(20)(11))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_drop": 1.5}, r"label_drop must lie in \[0, 1\], got 1.5"),
+        ({"val_times": 41}, r"val_times must lie in \[1, 40\], got 41"),
+        ({"seed": -1}, "seed must lie in"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
