@@ -23,7 +23,9 @@ def scale(images: Tensor) -> Tensor:
 def flip_some(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image (B, C, H, W) left to right with probability 1/2, each for itself."""
     mirrored = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    # whole images by index_select: many times faster than torch.where, or than indexing with a tensor, on a CPU
+    both = torch.cat([images, images.flip(-1)])
+    return both.index_select(0, torch.arange(len(images)) + len(images) * mirrored)
 
 
 class TrainingLoader:
@@ -73,10 +75,10 @@ class TrainingLoader:
             if self.next_batch == self.num_batches:
                 self.epoch, self.next_batch = epoch + 1, 0
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            images = scale(self.data.images[chosen])
-            if self.flip:
+            images = self.data.images.index_select(0, chosen)
+            if self.flip:  # as bytes, a quarter of what they will be
                 images = flip_some(images, self._generator(epoch, batch, self.rank))
-            yield images, self.data.labels[chosen]
+            yield scale(images), self.data.labels[chosen]
 
     def _generator(self, *key: int) -> torch.Generator:
         seed = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
@@ -105,4 +107,4 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk in self.chunks:
-            yield scale(self.data.images[chunk]), self.data.labels[chunk]
+            yield scale(self.data.images.index_select(0, chunk)), self.data.labels[chunk]

@@ -26,7 +26,7 @@ def kernel_distance(generated: Tensor, real: Tensor) -> float:
 
 def inception_score(logits: Tensor) -> float:
     """exp of the mean divergence of p(class | image) from p(class), over 10 splits.  Salimans et al. (2016), sec. 4."""
-    return float(isc_features_to_metric(logits, verbose=False)["inception_score_mean"])
+    return float(isc_features_to_metric(logits)["inception_score_mean"])
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:

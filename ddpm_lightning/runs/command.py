@@ -17,7 +17,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -128,8 +128,8 @@ def _compare(key: str, default: Any, given: Any) -> None:
         "a text": not isinstance(given, dict),
     }
     if not fits.get(wanted, False):
-        value = json.dumps(given) if isinstance(given, bool | dict) else given
-        raise Refusal(f"{key}={value}: must be {wanted}, such as {default}")
+        value, example = (json.dumps(v) if isinstance(v, bool | dict) else v for v in (given, default))
+        raise Refusal(f"{key}={value}: must be {wanted}, such as {example}")
 
 
 def _wanted(default: Any) -> str:
@@ -166,6 +166,9 @@ def _explain(error: HydraException, module: str) -> str:
         group, _, name = missing[1].rpartition("/")
         options = missing[3].partition("\nConfig search path")[0].split()
         return f"{group}={name}: no such option; allowed: {_listed(name, options)}"
+    if isinstance(error, OverrideParseException):
+        reason = text.partition("\n")[0]
+        return f"{error.override}: must be key=value, and can't be read as that ({reason})"
     cause = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in text else ""
     return text + cause
 

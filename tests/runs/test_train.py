@@ -111,7 +111,10 @@ def test_a_finished_run_can_be_made_longer(configure, tmp_path):
     ("overrides", "message"),
     [
         (("resume=never",), "resume=never: .* holds a run; allowed: another name="),
-        (("schedule=cosine",), "schedule._target_=.*CosineSchedule: must be .*LinearSchedule, with which .* was trained"),
+        (
+            ("schedule=cosine",),
+            "schedule._target_=.*CosineSchedule: must be .*LinearSchedule, with which",
+        ),
         (("optimizer.lr=1e-3",), "optimizer.lr=0.001: must be 0.0002, with which"),
         (("resume=elsewhere",), "resume=elsewhere: must be auto, never, or a checkpoint"),
     ],

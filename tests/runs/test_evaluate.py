@@ -1,0 +1,114 @@
+import json
+
+import pytest
+import torch
+
+from ddpm_lightning.data.cifar10 import CIFAR10
+from ddpm_lightning.data.resident import LabelledImages
+from ddpm_lightning.evaluation.features import Classifier, Extracted
+from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.evaluate import evaluate, score
+from ddpm_lightning.runs.train import train
+
+SMOKE = ("experiment=smoke", "callbacks.progress=null", "+trainer.enable_progress_bar=false", "callbacks.samples=null")
+
+
+@pytest.fixture
+def smoke(configure, tmp_path):
+    train(configure(*SMOKE, "trainer.max_steps=5", output_dir="smoke"))
+    return tmp_path / "smoke"
+
+
+def test_an_evaluation_prints_its_figures_and_writes_the_protocol(configure, smoke, capsys):
+    more = ("num_samples=100", "sampler.num_steps=2", "metrics=[fid,kid,is,prc,memorisation]", "guidance=1.0")
+    first = evaluate(configure(f"ckpt={smoke}", *more, command="evaluate"))
+    out = capsys.readouterr().out
+    [file] = (smoke / "evaluation").glob("*.json")
+    record = json.loads(file.read_text())
+    figures, protocol = record["metrics"], record["protocol"]
+    assert list(figures)[:6] == ["fid", "kid", "is", "precision", "recall", "memorisation"]
+    assert figures["fid"] == first
+    assert figures["accuracy_held_out"] == pytest.approx(0.993, abs=0.001)
+    assert protocol["network_calls"] == 4
+    assert protocol["num_training_images_seen"] == 5 * 32
+    assert protocol["reference"] == {
+        "set": "Digits",
+        "split": "train",
+        "count": 1347,
+        "shape": [1, 8, 8],
+        "flip": False,
+    }
+    for said in (f"fid-100 {first:.4f}", "torch-fidelity 0.4", "seeds 0-99", "NFE 4", "cond w=1.0", "ema 0.9999 @5"):
+        assert said in out
+
+
+def test_the_same_command_gives_the_same_figures(configure, smoke):
+    cfg = (f"ckpt={smoke}", "num_samples=50", "sampler.num_steps=2", "metrics=[fid]")
+    assert evaluate(configure(*cfg, command="evaluate")) == evaluate(configure(*cfg, command="evaluate"))
+
+
+def test_real_images_score_far_better_than_noise_and_copies_are_told():
+    from ddpm_lightning.data.digits import Digits
+
+    digits = Digits(root="unused", image_size=8, channels=1, batch_size=64, num_classes=10)
+    train_split, held_out = digits.split("train"), digits.split("val")
+    features = Classifier()
+    features.fit(*train_split)
+    metrics = ["fid", "prc", "memorisation"]
+
+    def figures(images):
+        return score(metrics, features, images, train_split.images, held_out.images, 200)
+
+    copies, real = figures(train_split.images), figures(held_out.images)
+    noise = figures(torch.randint(0, 256, (450, 1, 8, 8), dtype=torch.uint8))
+    assert copies["fid"] == pytest.approx(0, abs=1e-3)
+    assert copies["memorisation"] == 0
+    assert real["memorisation"] == 1
+    assert real["fid"] < 1
+    assert noise["fid"] > 30
+    assert noise["precision"] < 0.3
+    assert real["precision"] > 0.8
+
+
+def test_colour_sets_are_scored_by_inception_with_a_warning_for_few_samples(configure, tmp_path, monkeypatch):
+    import ddpm_lightning.runs.evaluate as module
+
+    class Tiny(module.Inception):
+        """Inception's place and face, not its size."""
+
+        def __init__(self):
+            self.protocol = {"name": "tiny", "sha256": "0" * 64}
+
+        def __call__(self, images):
+            flat = images.flatten(1).float()[:, :4]
+            return Extracted(flat, flat)
+
+    def load(self, split):
+        return LabelledImages(torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8), torch.arange(40) % 10)
+
+    monkeypatch.setattr(CIFAR10, "load", load)
+    monkeypatch.setattr(CIFAR10, "prepare_data", lambda self: None)
+    monkeypatch.setattr(module, "Inception", Tiny)
+    train(
+        configure(*SMOKE, "data=cifar10", "model=unet_tiny", "data.batch_size=4", "trainer.max_steps=1", output_dir="c")
+    )
+    with pytest.warns(UserWarning, match="num_samples=20: below the usual 50000, which biases"):
+        evaluate(
+            configure(
+                f"ckpt={tmp_path / 'c'}", "num_samples=20", "sampler.num_steps=1", "metrics=[fid]", command="evaluate"
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["metrics=[fid,bleu]"], "metrics=.*must be a list of some of fid, kid, is, prc, memorisation"),
+        (["features=inception", "features.weights=nowhere"], "features.weights must be the path of"),
+        (["sampler.num_steps=500"], r"sampler.num_steps must lie in \[1, 100\]"),
+        (["num_samples=0"], "num_samples=0: must be at least 1"),
+    ],
+)
+def test_impossible_values_are_refused(configure, smoke, overrides, message):
+    with pytest.raises(Refusal, match=message):
+        evaluate(configure(f"ckpt={smoke}", *overrides, command="evaluate"))
