@@ -1,4 +1,4 @@
-"""What all image sets share: their shape, their loaders, and the lock under which they are fetched."""
+"""What all image sets share: their shape, their splits, and their loaders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
-from filelock import FileLock
 
 from ddpm_lightning.data.resident import EvaluationLoader, LabelledImages, TrainingLoader
 
@@ -16,8 +15,8 @@ Split = Literal["train", "val"]
 class ImageDataModule(L.LightningDataModule, ABC):
     """Serves batches ``(images (B, C, H, W) float32 in [-1, 1], labels (B,) int64)``.
 
-    A data set is a subclass with two methods: ``fetch``, which leaves its files under ``root``, once for all
-    processes of a machine, and ``load``, which gives a split as uint8 arrays of ``image_shape``.
+    A data set is a subclass with one or two methods: ``load`` gives a split as uint8 arrays of ``image_shape``, and
+    Lightning's ``prepare_data`` leaves its files under ``root``, if there is something to fetch.
 
     ``image_size`` is H = W, or (H, W). ``num_classes`` is None where there are no labels. ``horizontal_flip``
     mirrors half of the training images. ``eval_batch_size`` is the batch of the held-out loss.
@@ -52,9 +51,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self._splits: dict[Split, LabelledImages] = {}
 
-    def fetch(self) -> None:
-        """Download or check the files. Raises FileNotFoundError that says which to put where."""
-
     @abstractmethod
     def load(self, split: Split) -> LabelledImages:
         """The split's images, uint8 (N, *image_shape), and labels, int64 (N,)."""
@@ -63,11 +59,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def class_names(self) -> list[str] | None:
         """A name for each label, or None where there are no labels."""
         return None if self.num_classes is None else [str(label) for label in range(self.num_classes)]
-
-    def prepare_data(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".lock"):
-            self.fetch()
 
     def split(self, split: Split) -> LabelledImages:
         """The split's arrays, loaded at the first call."""

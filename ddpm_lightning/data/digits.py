@@ -13,9 +13,6 @@ HELD_OUT = 450
 class Digits(ImageDataModule):
     """8x8 grey digits of 10 classes, 1 347 to train on and 450 held out, stratified.  Alpaydin & Kaynak (1998), UCI."""
 
-    def prepare_data(self) -> None:
-        """Nothing to fetch, no folder to make."""
-
     def load(self, split: Split) -> LabelledImages:
         digits = load_digits()
         # 17 grey levels 0..16 -> 0..255

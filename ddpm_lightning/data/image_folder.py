@@ -57,9 +57,6 @@ class ImageFolder(ImageDataModule):
     def class_names(self) -> list[str] | None:
         return self.classes or None
 
-    def prepare_data(self) -> None:
-        """Nothing to fetch: root is the user's own, and may be read-only."""
-
     def load(self, split: Split) -> LabelledImages:
         files, labels = self._files(self.folders.get(split, self.folders["train"]))
         chosen: Sequence[int] = range(len(files))

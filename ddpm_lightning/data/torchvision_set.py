@@ -4,6 +4,8 @@ from abc import abstractmethod
 from http.client import HTTPException
 from typing import Any
 
+from filelock import FileLock
+
 from ddpm_lightning.data.base import ImageDataModule
 
 
@@ -13,16 +15,26 @@ class TorchvisionDataModule(ImageDataModule):
     source: str
     destination: str
 
-    def fetch(self) -> None:
-        for train in (True, False):
-            try:
-                self.open(train, download=False)
-            except RuntimeError:  # torchvision's word for files that are missing or broken
-                self._download(train)
+    def prepare_data(self) -> None:
+        """Check the files, and fetch what is missing or broken. Whole sets may be in a folder that is read-only.
 
-    def _download(self, train: bool) -> None:
+        Raises FileNotFoundError that says what to put where.
+        """
+        if not self._whole():
+            self._download()
+
+    def _whole(self) -> bool:
         try:
-            self.open(train, download=True)
+            return all(self.open(train, download=False) for train in (True, False))
+        except RuntimeError:  # torchvision's word for files that are missing or broken
+            return False
+
+    def _download(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".lock"):  # of several ranks that start together, one fetches
+                for train in (True, False):
+                    self.open(train, download=True)
         except (OSError, RuntimeError, HTTPException) as error:
             reason = " ".join(str(error).split())  # torchvision's own takes several lines
             raise FileNotFoundError(
