@@ -22,6 +22,7 @@ FREE = (
     ),
     *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.limit_val_batches"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
+    *("trainer.accelerator", "trainer.strategy"),
 )
 
 

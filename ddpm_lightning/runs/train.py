@@ -21,6 +21,7 @@ from ddpm_lightning.callbacks.last_checkpoint import Interrupted
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.callbacks.save_config import SaveConfig
 from ddpm_lightning.data.base import ImageDataModule
+from ddpm_lightning.diffusion.samplers.spacing import visited_times
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.runs.build import MISTAKES, build, explain
 from ddpm_lightning.runs.command import REFUSED, Refusal
@@ -57,6 +58,7 @@ def train(cfg: DictConfig) -> float:
 
     data.trainer = trainer
     check_devices(data, trainer)
+    check_fit(cfg, data, module, callbacks)
 
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +115,27 @@ def check_devices(data: ImageDataModule, trainer: Any) -> None:
         raise Refusal(explain("data", mistake)) from mistake
 
 
+def check_fit(cfg: DictConfig, data: ImageDataModule, module: DiffusionModule, callbacks: list[Any]) -> None:
+    """Refuse parts that are each right, but don't fit together."""
+    size = cfg.model.image_size
+    shape = (cfg.model.channels, *([size, size] if isinstance(size, int) else size))
+    if shape != data.image_shape:
+        raise Refusal(f"model.channels, model.image_size={shape}: must be those of the data, {data.image_shape}")
+    classes = module.num_classes
+    if classes is not None and classes < (data.num_classes or classes + 1):
+        allowed = (
+            "null for data without labels" if data.num_classes is None else f"at least {data.num_classes}, or null"
+        )
+        raise Refusal(f"model.num_classes={classes}: must be {allowed}")
+    for grids in (callback for callback in callbacks if isinstance(callback, SampleGrid)):
+        if grids.guidance and classes is None:
+            raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for a network without labels")
+        try:
+            visited_times(module.denoiser.schedule, grids.sampler.num_steps, grids.sampler.spacing)
+        except ValueError as mistake:
+            raise Refusal(explain("sampler", mistake)) from mistake
+
+
 def describe(name: str, data: ImageDataModule, module: DiffusionModule, trainer: Any) -> list[str]:
     """What is about to run, in a few lines: sizes, cost, and length."""
     net = module.denoiser.net
@@ -164,6 +187,7 @@ def _finish(trainer: Any, module: DiffusionModule, data: ImageDataModule, folder
     if trainer.is_global_zero:
         write_result(folder, {"val_loss": loss})
     say(f"\nfinished at step {step}; held-out loss {loss:.4f} (averaged weights)")
+    say(f"folder      {folder}")
     for callback in trainer.callbacks:
         if isinstance(callback, SampleGrid):
             say(f"samples     {_short(callback.path_of(step))}")

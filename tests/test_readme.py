@@ -1,0 +1,61 @@
+"""The README's commands run, its links lead somewhere, and its words are those of the configuration."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, group_options
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.partition(" #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+SCRIPTS = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("python scripts/")]
+# in place of minutes: the same command for two steps, with fewer pictures
+SHORT = {
+    "train.py": ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.num_images=10"],
+    "sample.py": [],
+    "evaluate.py": ["num_samples=60"],
+}
+
+
+def shortened(arguments):
+    script, *rest = arguments
+    name = script.removeprefix("scripts/")
+    return [name, *(a for a in rest if not a.startswith("num_samples=") or name != "evaluate.py"), *SHORT[name]]
+
+
+@pytest.mark.slow
+def test_every_command_runs_in_the_order_of_the_readme(script, tmp_path):
+    assert len(SCRIPTS) >= 9
+    for arguments in SCRIPTS:
+        script(*(shortened(arguments) if "--help" not in arguments else ["train.py", "--help"]))
+    assert (tmp_path / "runs" / "sweep" / "summary.csv").is_file()
+    assert len(list((tmp_path / "runs" / "digits" / "samples").rglob("seed-*.png"))) == 100 + 64
+    assert len(list((tmp_path / "runs" / "digits" / "evaluation").glob("*.json"))) == 1 + 6
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"make ([a-z]+)\b", " ".join(COMMANDS) + " ".join(re.findall(r"`(make [a-z]+)`", README))))
+    assert {"train", "test", "help"} <= named <= targets
+
+
+def test_pictures_and_folders_exist():
+    for path in re.findall(r"\]\(([^)]+)\)", README) + re.findall(
+        r"^\| `((?:conf|ddpm_lightning)[^`]*)`", README, re.M
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_experiments_and_samplers_are_all_named():
+    for name in (*group_options("experiment"), *group_options("sampler"), *group_options("data")):
+        assert f"`{name}`" in README or f"={name}" in README, name
+
+
+def test_the_readme_is_shorter_than_the_source():
+    source = sum(len(path.read_text().splitlines()) for path in (ROOT / "ddpm_lightning").rglob("*.py"))
+    assert len(README.splitlines()) < source / 4
