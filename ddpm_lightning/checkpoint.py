@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, and read without running code."""
 
+import hashlib
 import importlib
 import os
 import warnings
@@ -28,7 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         with open(part, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
@@ -44,6 +45,8 @@ class Loaded(NamedTuple):
     path: Path
     step: int
     weights: str
+    images_seen: int
+    sha256: str
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -70,10 +73,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"ckpt must be a checkpoint that this project wrote, got {path}, which can't be read safely ({reason})"
         ) from error
-    if not isinstance(content, dict) or not {"state_dict", "config", "global_step"} <= content.keys():
-        raise ValueError(
-            f"ckpt must be a checkpoint that this project wrote, got {path}, which lacks state_dict or config"
-        )
+    parts = ("data", "model", "schedule", "parameterization", "module", "trainer", "callbacks")
+    lacks = [key for key in ("state_dict", "config", "global_step", "images_seen") if key not in content]
+    lacks = lacks or [f"config.{part}" for part in parts if not isinstance(content["config"].get(part), dict)]
+    if lacks:
+        raise ValueError(f"ckpt must be a checkpoint that this project wrote, got {path}, which lacks {lacks[0]}")
     return content
 
 
@@ -110,9 +114,24 @@ def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device |
     state = checkpoint["state_dict"]
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     denoiser.load_state_dict(checkpoint["ema"]["weights"] if weights == "ema" else own)
-    return Loaded(denoiser.eval().requires_grad_(False).to(device), config, file, checkpoint["global_step"], weights)
+    denoiser = denoiser.eval().requires_grad_(False).to(device)
+    step, images_seen = checkpoint["global_step"], checkpoint["images_seen"]
+    return Loaded(denoiser, config, file, step, weights, images_seen, _sha256(file))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_data(config: dict[str, Any], root: str | None = None) -> ImageDataModule:
-    """The data module a checkpoint was trained with, its files under another ``root`` if given."""
-    return build_from_file({**config["data"], **({} if root is None else {"root": root})}, ImageDataModule)
+    """The data module a checkpoint was trained with, its files under another ``root`` if given.
+
+    Raises ValueError if its own root is not here: a foreign file must not decide which folders are made.
+    """
+    data: ImageDataModule = build_from_file(
+        {**config["data"], **({} if root is None else {"root": root})}, ImageDataModule
+    )
+    if root is None and data.needs_root and not data.root.is_dir():
+        raise ValueError(f"root must be given: the checkpoint was trained on data in {data.root}, which is not here")
+    return data

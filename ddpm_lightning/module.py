@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.distance import MSE, Distance
 from ddpm_lightning.diffusion.loss import denoising_loss
+from ddpm_lightning.diffusion.noise import PerImageNoise
 from ddpm_lightning.diffusion.timesteps import Timesteps
 from ddpm_lightning.diffusion.weighting import Uniform, Weighting
 from ddpm_lightning.lr_schedules import LRSchedule
@@ -61,6 +62,7 @@ class DiffusionModule(L.LightningModule):
         self.val_times = val_times
         self.seed = seed
         self.val_loss = MeanMetric()
+        self.validated_images = 0
         self.validated_at: int | None = None  # the optimizer step of the newest held-out loss
         if compile:
             self.denoiser.net.compile(fullgraph=True)  # in place, so that no weight is renamed
@@ -71,7 +73,7 @@ class DiffusionModule(L.LightningModule):
         return getattr(self.denoiser.net, "num_classes", None)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        key = (self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        key = (0, self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -95,14 +97,19 @@ class DiffusionModule(L.LightningModule):
         images, labels = batch
         T = self.denoiser.schedule.num_steps
         label = None if self.num_classes is None else labels
-        generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
-        position = torch.arange(len(images), device=images.device)
+        # where the images stand in the set, however it is cut into batches and shared out: ranks take turns
+        first, world = self.validated_images, self.trainer.world_size
+        index = [(first + i) * world + self.global_rank for i in range(len(images))]
+        self.validated_images += len(images)
         for k in range(self.val_times):
-            place = (position + k * HELD_OUT_TIMES // self.val_times) % HELD_OUT_TIMES
-            t = ((2 * place + 1) * T).div(2 * HELD_OUT_TIMES, rounding_mode="floor") + 1
-            noise = torch.randn(images.shape, generator=generator).to(images.device)
+            place = (torch.tensor(index) + k * HELD_OUT_TIMES // self.val_times) % HELD_OUT_TIMES
+            t = (((2 * place + 1) * T).div(2 * HELD_OUT_TIMES, rounding_mode="floor") + 1).to(images.device)
+            noise = PerImageNoise([HELD_OUT_TIMES * i + k for i in index], images.device).randn_like(images)
             self.val_loss.update(denoising_loss(self.denoiser, Uniform(), MSE(), images, t, noise, label))
         self.log("val/loss", self.val_loss, prog_bar=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self.validated_images = 0
 
     def on_validation_epoch_end(self) -> None:
         self.validated_at = self.global_step
@@ -121,9 +128,12 @@ class DiffusionModule(L.LightningModule):
     ) -> None:
         plugin = self.trainer.precision_plugin
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
-        if gradient_clip_val is None or gradient_clip_algorithm not in (None, "norm") or scaled:
+        if gradient_clip_val is None or scaled:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         # Lightning refuses to clip for fused optimizers in any mixed precision; without a scaler it is safe
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            return
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         self.log("train/grad_norm", norm)

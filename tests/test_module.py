@@ -39,10 +39,10 @@ def make(num_classes=None, T=1000, **kwargs):
     return module
 
 
-def pretend(module, batches=0, rank=0):
+def pretend(module, batches=0, rank=0, world_size=1):
     """Stand in for the trainer at a given batch of a given rank."""
     module._trainer = SimpleNamespace(
-        fit_loop=SimpleNamespace(total_batch_idx=batches), world_size=2, global_rank=rank, global_step=batches
+        fit_loop=SimpleNamespace(total_batch_idx=batches), world_size=world_size, global_rank=rank, global_step=batches
     )
 
 
@@ -124,6 +124,35 @@ def test_the_held_out_loss_is_the_same_each_time_and_near_its_closed_form():
     assert losses[0] == losses[1]
     alpha_bar = LinearSchedule().alpha_bar[torch.arange(13, 1001, 25)]
     assert losses[0] == pytest.approx(alpha_bar.mean().item(), rel=0.02)
+
+
+def test_held_out_images_keep_their_times_and_noise_however_they_are_batched_and_shared():
+    images, seen = torch.randn(90, 1, 4, 4), []
+
+    class Recorder(Net):
+        def forward(self, x_t, times, label):
+            seen.extend(zip(times.tolist(), (x_t.flatten(1).sum(1) * 1e4).round().tolist(), strict=True))
+            return super().forward(x_t, times, label)
+
+    found = []
+    for batch_size, world_size in ((90, 1), (16, 1), (20, 2)):
+        seen.clear()
+        for rank in range(world_size):
+            module = make(val_times=4)
+            module.denoiser.net.__class__ = Recorder
+            pretend(module, rank=rank, world_size=world_size)
+            module.on_validation_epoch_start()
+            for i, part in enumerate(images[rank::world_size].split(batch_size)):
+                module.validation_step((part, torch.zeros(len(part))), i)
+        found.append(sorted(seen))
+    assert found[0] == found[1] == found[2]
+
+
+def test_held_out_images_of_a_conditional_network_have_their_labels():
+    module = make(num_classes=3)
+    pretend(module)
+    module.validation_step((torch.zeros(6, 1, 4, 4), torch.arange(6) % 3), 0)
+    assert module.denoiser.net.asked[-1][1].tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_the_learning_rate_follows_its_schedule_and_a_resumed_run_takes_new_settings():

@@ -15,6 +15,7 @@ COMMANDS = [
 SCRIPTS = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("python scripts/")]
 # in place of minutes: the same command for two steps, with fewer pictures
 SHORT = {
+    "preview.py": [],
     "train.py": ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.num_images=10"],
     "sample.py": [],
     "evaluate.py": ["num_samples=60"],

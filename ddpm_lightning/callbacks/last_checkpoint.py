@@ -23,9 +23,9 @@ class Interrupted(Exception):
 class LastCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` every N optimizer steps, at the end of training, and on SIGTERM or Ctrl-C.
 
-    After a signal the current optimizer step is finished first, accumulated batches included; then the state is saved,
-    and ``Interrupted`` raised. A second Ctrl-C stops at once. (Lightning's own handling stops between accumulated
-    batches, whose gradients would be lost, or in the middle of one.)
+    After a signal the current optimizer step is finished first, accumulated batches included, and a validation that is
+    due after it; then the state is saved, and ``Interrupted`` raised. A second Ctrl-C stops at once. (Lightning's own
+    handling stops between accumulated batches, whose gradients would be lost, or in the middle of one.)
 
     A ``Checkpoint`` for Lightning, which calls those last: so the file holds this step's averaged weights.
     """
@@ -36,6 +36,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_train_steps = every_n_train_steps
         self.step = 0
+        self.due = self.stopping = False
         self.received: int | None = None
         self.handlers: dict[int, Any] = {}
 
@@ -46,21 +47,30 @@ class LastCheckpoint(Checkpoint):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + signum)
         self.received = signum
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:  # a batch that was accumulated, without an optimizer step
             return
         self.step = trainer.global_step
         # ranks hear of a signal at different times, and must stop at the same step
-        stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-        if stop or self.step % self.every_n_train_steps == 0:
+        self.stopping = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        self.due = self.stopping or self.step % self.every_n_train_steps == 0
+        # a resumed run does not repeat a validation that was due: so it must be over, and its best score in the file
+        if not trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            self._act(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._act(trainer)
+
+    def _act(self, trainer: L.Trainer) -> None:
+        if self.due:
+            self.due = False
             trainer.save_checkpoint(self.path)
-        if stop:
-            raise Interrupted(self.received or signal.SIGTERM)
+            if self.stopping:
+                raise Interrupted(self.received or signal.SIGTERM)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.save_checkpoint(self.path)
@@ -73,3 +83,8 @@ class LastCheckpoint(Checkpoint):
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
         self.handlers = {}
+
+
+def stop_requested(trainer: Any) -> bool:
+    """Whether this process was told to stop, and is about to."""
+    return any(isinstance(c, LastCheckpoint) and c.received is not None for c in trainer.callbacks)

@@ -1,5 +1,6 @@
 """Pictures of what the model makes, while it trains."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,24 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lightning.callbacks.ema import averaged
+from ddpm_lightning.callbacks.last_checkpoint import stop_requested
 from ddpm_lightning.diffusion.guidance import GuidedDenoiser, X0Estimator
 from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.generation import generate
 from ddpm_lightning.images import grid, save_png, to_uint8
 from ddpm_lightning.module import DiffusionModule
+
+
+class _Stopping(Exception):
+    """The run was asked to stop, which matters more than a picture."""
+
+
+def _watch(trainer: Any) -> Callable[[int], None]:
+    def stop_if_asked(images: int) -> None:
+        if stop_requested(trainer):
+            raise _Stopping
+
+    return stop_if_asked
 
 
 class SampleGrid(L.Callback):
@@ -48,6 +62,7 @@ class SampleGrid(L.Callback):
         self.every_n_train_steps = every_n_train_steps
         self.guidance = guidance
         self.seed = seed
+        self.drawn_at = 0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step % self.every_n_train_steps == 0:
@@ -61,9 +76,9 @@ class SampleGrid(L.Callback):
 
     @rank_zero_only
     def draw(self, trainer: Any, pl_module: DiffusionModule) -> None:
-        """Draw the grid of this step, unless it is there already."""
-        path = self.path_of(trainer.global_step)
-        if trainer.global_step == 0 or path.exists():
+        """Draw the grid of this step, once."""
+        step = trainer.global_step
+        if step in (0, self.drawn_at):
             return
         denoiser: X0Estimator = pl_module.denoiser
         labels = None
@@ -71,15 +86,21 @@ class SampleGrid(L.Callback):
             labels = [i % self.columns % pl_module.num_classes for i in range(self.num_images)]
             if self.guidance:
                 denoiser = GuidedDenoiser(denoiser, self.guidance, null_label=pl_module.num_classes)
+        seeds, shape = range(self.seed, self.seed + self.num_images), pl_module.denoiser.image_shape
         was_training = pl_module.training
         pl_module.eval()
-        with averaged(trainer, pl_module), trainer.precision_plugin.forward_context():
-            seeds = range(self.seed, self.seed + self.num_images)
-            shape = pl_module.denoiser.image_shape
-            batches = generate(denoiser, self.sampler, shape, seeds, labels, device=pl_module.device)
-            picture = grid(to_uint8(torch.cat(list(batches))), self.columns)
-        pl_module.train(was_training)
-        save_png(picture, path)
+        try:
+            with averaged(trainer, pl_module), trainer.precision_plugin.forward_context():
+                batches = generate(
+                    denoiser, self.sampler, shape, seeds, labels, device=pl_module.device, on_move=_watch(trainer)
+                )
+                picture = grid(to_uint8(torch.cat(list(batches))), self.columns)
+        except _Stopping:
+            return
+        finally:
+            pl_module.train(was_training)
+        self.drawn_at = step
+        save_png(picture, self.path_of(step))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", picture, trainer.global_step)
+                logger.experiment.add_image("samples", picture, step)

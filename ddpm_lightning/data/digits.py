@@ -13,6 +13,8 @@ HELD_OUT = 450
 class Digits(ImageDataModule):
     """8x8 grey digits of 10 classes, 1 347 to train on and 450 held out, stratified.  Alpaydin & Kaynak (1998), UCI."""
 
+    needs_root = False
+
     def load(self, split: Split) -> LabelledImages:
         digits = load_digits()
         # 17 grey levels 0..16 -> 0..255

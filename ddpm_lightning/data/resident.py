@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# First part of the keys of random streams, so that no two purposes share one; 0 is the training step's
+ORDER, FLIPS = 1, 2
+
 
 class LabelledImages(NamedTuple):
     """Images (N, C, H, W) uint8 and labels (N,) int64; labels are all 0 where there are no classes."""
@@ -20,18 +23,17 @@ def scale(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
-def flip_some(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image (B, C, H, W) left to right with probability 1/2, each for itself."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
+def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Images (B, C, H, W), those for which ``mirrored`` (B,) is true flipped left to right."""
     # whole images by index_select: many times faster than torch.where, or than indexing with a tensor, on a CPU
     both = torch.cat([images, images.flip(-1)])
-    return both.index_select(0, torch.arange(len(images)) + len(images) * mirrored)
+    return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * mirrored)
 
 
 class TrainingLoader:
-    """Shuffled batches ``(images (B, C, H, W) float32 in [-1, 1], labels (B,) int64)``, without end of life.
+    """Shuffled batches ``(images (B, C, H, W) float32 in [-1, 1], labels (B,) int64)``, on the device of the data.
 
-    The order of an epoch depends on (seed, epoch) alone, the flips of a batch on (seed, epoch, batch, rank).
+    The order of an epoch depends on (seed, epoch) alone, its flips on (seed, epoch, rank).
     With ``state_dict`` and ``load_state_dict``, which Lightning calls, a resumed run goes on with the very
     batch that would have come next. Ranks share out each epoch without overlap. An epoch has a multiple of
     ``accumulate`` batches, so that no optimizer step averages over fewer; what is left over sits out.
@@ -66,22 +68,24 @@ class TrainingLoader:
         return self.num_batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.data.images), generator=self._generator(self.epoch))
-        order = order[self.rank :: self.world_size]
+        epoch, device = self.epoch, self.data.images.device
+        # drawn on the CPU, the same for every device, and moved once an epoch
+        order = torch.randperm(len(self.data.images), generator=self._generator(ORDER, epoch))
+        order = order[self.rank :: self.world_size].to(device)
+        mirrored = (torch.rand(len(order), generator=self._generator(FLIPS, epoch, self.rank)) < 0.5).to(device)
         for batch in range(self.next_batch, self.num_batches):
-            epoch = self.epoch
             # counted before the batch is handed out, so that a state saved while it is trained names the next
             self.next_batch = batch + 1
             if self.next_batch == self.num_batches:
                 self.epoch, self.next_batch = epoch + 1, 0
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            images = self.data.images.index_select(0, chosen)
+            here = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            images = self.data.images.index_select(0, order[here])
             if self.flip:  # as bytes, a quarter of what they will be
-                images = flip_some(images, self._generator(epoch, batch, self.rank))
-            yield scale(images), self.data.labels[chosen]
+                images = mirror(images, mirrored[here])
+            yield scale(images), self.data.labels[order[here]]
 
-    def _generator(self, *key: int) -> torch.Generator:
-        seed = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
+    def _generator(self, purpose: int, *key: int) -> torch.Generator:
+        seed = np.random.SeedSequence((purpose, self.seed, *key)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(seed))
 
     def state_dict(self) -> dict[str, int]:

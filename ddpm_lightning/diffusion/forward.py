@@ -33,7 +33,7 @@ def x0_from_noise(x_t: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
 
 
 def transition_variance(level_t: NoiseLevel, level_s: NoiseLevel) -> Tensor:
-    """Variance beta_(t|s) of q(x_t | x_s), s < t: Ho's beta_t if s = t - 1.  Kingma et al. (2021), sec. 2.1.
+    """Variance beta_(t|s) of q(x_t | x_s), s < t: Ho's beta_t if s = t - 1.  Kingma et al. (2021), sec. 3.1.
 
     Give levels in float64: in float32 neighbouring steps of a cosine schedule are off by 1e-3.
     """

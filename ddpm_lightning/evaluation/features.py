@@ -1,6 +1,7 @@
 """Images -> the features in which distributions of images are compared."""
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.error import URLError
@@ -35,6 +36,10 @@ class Features(Protocol):
         """Of images (B, C, H, W) uint8."""
         ...
 
+    def to(self, device: torch.device) -> None:
+        """Do the work on a device, if it can be done there."""
+        ...
+
     def classify(self, images: Tensor) -> Tensor | None:
         """Labels (B,) that a classifier of the training split gives, or None if the extractor knows no classes."""
         ...
@@ -44,7 +49,8 @@ class Inception:
     """The Inception network of the published FID, as torch-fidelity carries it: 2048 pooled features, 1008 logits.
 
     ``weights`` is the path of its file, or None to download it. ``sha256`` is the file's hash, or its beginning.
-    Raises FileNotFoundError without a file, ValueError for another file, or for grey images.
+    Grey images are shown as colour ones, with a warning. Raises FileNotFoundError without a file, ValueError for
+    another file.
     """
 
     def __init__(self, weights: str | None = None, sha256: str = "6726825d") -> None:
@@ -63,8 +69,11 @@ class Inception:
                     f" fetch {URL_INCEPTION_V3} elsewhere, and put it at {path} or give features.weights=its path"
                 ) from error
         found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not found.startswith(sha256):  # checked before loading: the library unpickles the file without restraint
+        if len(sha256) < 8 or not found.startswith(sha256):
             raise ValueError(f"weights must be a file whose sha256 begins with {sha256}, got {path}, whose is {found}")
+        torch.load(
+            path, weights_only=True
+        )  # raises for a file that would run code, as the library's own loading lets it
         self.extractor = FeatureExtractorInceptionV3(
             "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
@@ -72,11 +81,18 @@ class Inception:
 
     def fit(self, images: Tensor, labels: Tensor) -> None:
         if images.shape[1] != 3:
-            raise ValueError("features must be classifier for grey images: Inception's mean little there")
+            warnings.warn(
+                "grey images in Inception's features: the figures compare with no published one", stacklevel=2
+            )
+
+    def to(self, device: torch.device) -> None:
+        self.extractor.to(device)
 
     def __call__(self, images: Tensor) -> Extracted:
+        device = next(self.extractor.parameters()).device
         with torch.no_grad():
-            return Extracted(*self.extractor(images))
+            features, logits = self.extractor(images.expand(-1, 3, -1, -1).contiguous().to(device))
+        return Extracted(features.cpu(), logits.cpu())
 
     def classify(self, images: Tensor) -> None:
         return None
@@ -99,13 +115,20 @@ class Classifier:
         self.protocol: dict[str, Any] = {"name": "classifier", "layer": "32"}
 
     def fit(self, images: Tensor, labels: Tensor) -> None:
-        images, classes = images[: self.MOST], labels[: self.MOST].numpy()
+        # drawn, as many sets are sorted by class
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: self.MOST]
+        images, classes = (
+            (images[chosen], labels[chosen].numpy()) if len(images) > self.MOST else (images, labels.numpy())
+        )
         if len(np.unique(classes)) < 2:
             raise ValueError("features must be inception for a set without classes: there is nothing to classify")
         self.mlp.fit(self._pixels(images, -1, 1), classes)
         self.svm.fit(self._pixels(images, 0, 16), classes)
         weights = b"".join(array.tobytes() for array in (*self.mlp.coefs_, *self.mlp.intercepts_))
         self.protocol["sha256"] = hashlib.sha256(weights).hexdigest()
+
+    def to(self, device: torch.device) -> None:
+        """Small enough for the CPU."""
 
     def __call__(self, images: Tensor) -> Extracted:
         hidden = torch.from_numpy(self._pixels(images, -1, 1))

@@ -17,11 +17,11 @@ def frechet_distance(generated: Tensor, real: Tensor) -> float:
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
 
-def kernel_distance(generated: Tensor, real: Tensor) -> float:
-    """Mean over 100 subsets of the unbiased squared MMD with a cubic kernel.  Binkowski et al. (2018), sec. 4."""
+def kernel_distance(generated: Tensor, real: Tensor) -> tuple[float, float]:
+    """Mean and deviation over 100 subsets of the unbiased squared MMD with a cubic kernel.  Binkowski et al. (2018)."""
     size = min(KID_SUBSET, len(generated), len(real))
     found = kid_features_to_metric(generated, real, kid_subset_size=size, verbose=False)
-    return float(found["kernel_inception_distance_mean"])
+    return float(found["kernel_inception_distance_mean"]), float(found["kernel_inception_distance_std"])
 
 
 def inception_score(logits: Tensor) -> float:

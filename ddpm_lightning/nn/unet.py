@@ -17,7 +17,7 @@ from ddpm_lightning.nn.blocks import (
 from ddpm_lightning.nn.embedding import ClassEmbedding, TimeEmbedding
 
 
-class Stage(nn.Module):
+class ResAttention(nn.Module):
     """A residual block, then attention if ``num_heads`` is given."""
 
     def __init__(self, block: ResBlock, channels: int, num_heads: int | None) -> None:
@@ -93,7 +93,7 @@ class UNet(nn.Module):
         for level in levels:
             out = base_channels * channel_mults[level]
             for _ in range(num_res_blocks):
-                self.down.append(Stage(block(current, out), out, heads(out, level)))
+                self.down.append(ResAttention(block(current, out), out, heads(out, level)))
                 current = out
                 skips.append(current)
             if level != levels[-1]:
@@ -102,7 +102,7 @@ class UNet(nn.Module):
 
         self.middle = nn.ModuleList(
             [
-                Stage(block(current, current), current, _num_heads(current, num_heads, head_channels)),
+                ResAttention(block(current, current), current, _num_heads(current, num_heads, head_channels)),
                 block(current, current),
             ]
         )
@@ -111,7 +111,7 @@ class UNet(nn.Module):
         for level in reversed(levels):
             out = base_channels * channel_mults[level]
             for _ in range(num_res_blocks + 1):
-                self.up.append(Stage(block(current + skips.pop(), out), out, heads(out, level)))
+                self.up.append(ResAttention(block(current + skips.pop(), out), out, heads(out, level)))
                 current = out
             if level != 0:
                 self.up.append(Upsample(current))

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.runs.command import Refusal
 
-MISTAKES = (ValueError, TypeError, OSError, MisconfigurationException)
+MISTAKES = (ValueError, TypeError, IndexError, OSError, MisconfigurationException)
 
 
 def build(cfg: DictConfig, key: str, **kwargs: Any) -> Any:

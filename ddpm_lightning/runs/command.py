@@ -10,9 +10,10 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -20,9 +21,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-REFUSED = "refused.json"
+JOB_RECORD = "job.json"  # what became of a job of a sweep
+JOB_CONFIG = ".job.yaml"
+JOB_VARIABLE = "DDPM_JOB_CONFIG"
+
+# What may be null though its default is not: a callback, a logger, and these
+NULLABLE = re.compile(
+    r"(callbacks|logger)\.\w+|(module\.denoiser\.net|model|data)\.num_classes|trainer\.gradient_clip_val|data\.split_sizes"
+)
 
 Task = Callable[[DictConfig], Any]
 
@@ -40,15 +49,62 @@ def job(task: Task) -> Task:
 
     @functools.wraps(task)
     def checked(cfg: DictConfig) -> Any:
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            return _one_of_many(task, cfg, folder)
         try:
             check_types(cfg)
             return task(cfg)
         except Refusal as refusal:
             if _wants_traceback():
                 raise
-            return _end(refusal)
+            _say(str(refusal))
+            if folder.is_dir() and folder.resolve() != Path.cwd() and not any(folder.iterdir()):
+                folder.rmdir()  # Hydra made it
+            raise SystemExit(2) from None
 
     return checked
+
+
+def _one_of_many(task: Task, cfg: DictConfig, folder: Path) -> Any:
+    """A job of a sweep: its outcome is left in its folder for the table, and the next job runs whatever it was."""
+    record: dict[str, Any] = {"overrides": list(HydraConfig.get().overrides.task)}
+    # processes that Lightning starts for further devices are handed this very job, and not the sweep
+    described = folder / JOB_CONFIG
+    OmegaConf.save(cfg, described)
+    os.environ[JOB_VARIABLE] = str(described)
+    try:
+        check_types(cfg)
+        OmegaConf.save(cfg, described, resolve=True)
+        result = task(cfg)
+        record["status"] = "finished"
+        return result
+    except Refusal as refusal:
+        record |= {"status": "refused", "error": str(refusal)}
+        _say(str(refusal))
+        return math.nan
+    except Exception as error:
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        traceback.print_exc()
+        return math.nan
+    finally:
+        write_json(folder / JOB_RECORD, record)
+        described.unlink(missing_ok=True)
+        _forget_processes()
+
+
+def _forget_processes() -> None:
+    """Let the next job of a sweep start processes of its own."""
+    os.environ.pop(JOB_VARIABLE, None)
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+    if "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_JOB_ID" not in os.environ:
+        for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+            os.environ.pop(name, None)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -56,12 +112,22 @@ def run(main: Callable[[], Any]) -> None:
     wants_traceback = _wants_traceback()
     os.environ["DDPM_FULL_ERROR"] = "1" if wants_traceback else "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print
+    handed = os.environ.get(JOB_VARIABLE)
+    if handed and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        # started by Lightning for one job of a sweep; Hydra would run the sweep again
+        cast(Any, main).__wrapped__.__wrapped__(OmegaConf.load(handed))
+        return
     try:
         main()
     except HydraException as error:
         if wants_traceback:
             raise
         _say(_explain(error, main.__module__))
+        raise SystemExit(2) from None
+    except (OSError, ValueError) as error:
+        if wants_traceback or not _innermost(error).startswith("hydra"):
+            raise
+        _say(_explain_other(error))
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         _say("interrupted")
@@ -76,18 +142,17 @@ def _say(line: str) -> None:
     print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
 
 
-def _end(refusal: Refusal) -> float:
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    _say(str(refusal))
-    if hydra_config.mode == RunMode.MULTIRUN:
-        metrics = {"error": str(refusal)}
-        record = {"status": "refused", "overrides": list(hydra_config.overrides.task), "metrics": metrics}
-        (folder / REFUSED).write_text(json.dumps(record, indent=1) + "\n")
-        return math.nan
-    if folder.is_dir() and folder.resolve() != Path.cwd() and not any(folder.iterdir()):
-        folder.rmdir()  # Hydra made it
-    raise SystemExit(2)
+def _innermost(error: BaseException) -> str:
+    """The last module of ours or of Hydra's on the way to an error."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((name for name in reversed(modules) if name.startswith(("hydra", "ddpm_lightning"))), "")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
 
 
 def check_types(cfg: DictConfig) -> None:
@@ -95,11 +160,17 @@ def check_types(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
     parsed = OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))
-    groups = [str(o.input_line) for o in parsed if o.key_or_group in choices and not o.is_delete()]
-    default = compose(hydra_config.job.config_name, overrides=groups)
-    for key in sorted(OmegaConf.missing_keys(cfg)):
-        raise Refusal(f"{key}: must be given, as {key}=...")
-    _compare("", OmegaConf.to_container(default, resolve=True), OmegaConf.to_container(cfg, resolve=True))
+    groups = [o for o in parsed if o.key_or_group in choices and not o.is_delete()]
+    default = compose(hydra_config.job.config_name, overrides=[str(group.input_line) for group in groups])
+    try:
+        for key in sorted(OmegaConf.missing_keys(cfg)):
+            raise Refusal(f"{key}: must be given, as {key}=...")
+        given = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise Refusal(
+            f"{error.full_key}: takes its value from a key that is null or gone, and must be given"
+        ) from error
+    _compare("", OmegaConf.to_container(default, resolve=True), given)
 
 
 def _compare(key: str, default: Any, given: Any) -> None:
@@ -111,8 +182,14 @@ def _compare(key: str, default: Any, given: Any) -> None:
                 _compare(path, default[name], value)
             elif "_target_" not in default:  # otherwise the object itself knows
                 raise Refusal(f"{path}={value}: no such key; allowed: {_listed(name, default)}")
+        for name in default.keys() - given.keys():
+            raise Refusal(f"~{key}.{name}: can't be removed; allowed: another value".replace("~.", "~"))
         return
-    if default is None or given is None:  # types unknown; the object itself knows
+    if default is None:  # of unknown type; the object itself knows
+        return
+    if given is None:
+        if not NULLABLE.fullmatch(key):
+            raise Refusal(f"{key}=null: must have a value, such as {default}")
         return
     if isinstance(given, list) and not isinstance(default, dict):  # a list of what may stand alone, too
         defaults = default if isinstance(default, list) else [default]
@@ -125,7 +202,7 @@ def _compare(key: str, default: Any, given: Any) -> None:
         "true or false": isinstance(given, bool),
         "an integer": number and isinstance(given, int),
         "a finite number": number and math.isfinite(given),
-        "a text": not isinstance(given, dict),
+        "a text": not isinstance(given, dict | bool) or key.startswith("trainer."),  # whose "auto" may be true or false
     }
     if not fits.get(wanted, False):
         value, example = (json.dumps(v) if isinstance(v, bool | dict) else v for v in (given, default))
@@ -171,6 +248,20 @@ def _explain(error: HydraException, module: str) -> str:
         return f"{error.override}: must be key=value, and can't be read as that ({reason})"
     cause = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) not in text else ""
     return text + cause
+
+
+def _explain_other(error: Exception) -> str:
+    """Mistakes that Hydra lets Python report: a group without an option, a folder that can't be made."""
+    for argument in sys.argv[1:]:
+        group, _, option = argument.partition("=")
+        if option == "null" and (CONF / group).is_dir():
+            options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            return f"{argument}: must be one of {', '.join(options)}"
+    return (
+        f"name, output_dir: must be a folder that can be written ({error})"
+        if isinstance(error, OSError)
+        else str(error)
+    )
 
 
 def _siblings(key: str) -> str:

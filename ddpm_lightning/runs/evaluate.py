@@ -1,5 +1,6 @@
 """The evaluation command: a checkpoint -> figures, with all it takes to get them again."""
 
+import hashlib
 import json
 import warnings
 from importlib.metadata import version
@@ -27,12 +28,13 @@ from ddpm_lightning.evaluation.fidelity import (
     precision_recall,
 )
 from ddpm_lightning.runs.build import MISTAKES, build, explain
-from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.command import Refusal, write_json
 from ddpm_lightning.runs.sample import generate_uint8, load, run_folder, settings, tag
-from ddpm_lightning.runs.sweep import write_result
+from ddpm_lightning.runs.sweep import RESULT
 
 USUAL_SAMPLES = 50_000
 FEW_SAMPLES = 1_000
+LEAST_SAMPLES = 10  # the inception score has 10 splits, precision looks at 3 neighbours
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -40,7 +42,7 @@ def evaluate(cfg: DictConfig) -> float:
     unknown = [m for m in cfg.metrics if m not in METRICS]
     if unknown or not cfg.metrics:
         raise Refusal(f"metrics={list(cfg.metrics)}: must be a list of some of {', '.join(METRICS)}")
-    loaded, sampler = load(cfg)
+    loaded, sampler = load(cfg, LEAST_SAMPLES)
     data, train, held_out = _reference(cfg, loaded)
     features: Features = (
         build(cfg, "features") if cfg.get("features") else (Inception if data.image_shape[0] == 3 else Classifier)()
@@ -57,21 +59,34 @@ def evaluate(cfg: DictConfig) -> float:
 
     num_classes = loaded.config["model"]["num_classes"]
     labels = None if num_classes is None else [i % num_classes for i in range(cfg.num_samples)]
+    features.to(next(loaded.denoiser.parameters()).device)
     images = generate_uint8(cfg, loaded, sampler, labels)
     figures = score(cfg.metrics, features, images, train.images, held_out.images, cfg.batch_size)
     if labels is not None:
         figures |= accuracies(features, images, torch.tensor(labels), held_out)
 
-    record = {"metrics": figures, "protocol": protocol(cfg, loaded, sampler, features, data, train.images)}
-    path = run_folder(loaded.path) / "evaluation" / f"{tag(cfg, loaded)}-{cfg.num_samples}.json"
+    stated = protocol(cfg, loaded, sampler, features, data)
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+    name = f"{tag(cfg, loaded).rpartition('-')[0]}-{cfg.num_samples}-{digest[:6]}.json"
+    path = run_folder(loaded.path) / "evaluation" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record = {"metrics": {**_earlier(path, stated), **figures}, "protocol": stated}
+    write_json(path, record)
     for name, value in figures.items():
         print(f"{name:<18}{value:.4f}")
-    print(f"{one_line(record)}\n{path}")
+    print(f"{one_line(figures, stated)}\n{path}")
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        write_result(Path(HydraConfig.get().runtime.output_dir), figures)
+        write_json(Path(HydraConfig.get().runtime.output_dir) / RESULT, {"metrics": figures})
     return next(iter(figures.values()))
+
+
+def _earlier(path: Path, stated: dict[str, Any]) -> dict[str, float]:
+    """Figures that are there of the very same protocol, from an evaluation with other metrics."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record["metrics"] if record["protocol"] == json.loads(json.dumps(stated)) else {}
 
 
 def _reference(cfg: DictConfig, loaded: Loaded) -> tuple[ImageDataModule, LabelledImages, LabelledImages]:
@@ -92,7 +107,7 @@ def score(
     if "fid" in metrics:
         figures["fid"] = frechet_distance(fake.features, real.features)
     if "kid" in metrics:
-        figures["kid"] = kernel_distance(fake.features, real.features)
+        figures["kid"], figures["kid_std"] = kernel_distance(fake.features, real.features)
     if "is" in metrics:
         figures["is"] = inception_score(fake.logits)
     if "prc" in metrics:
@@ -121,50 +136,51 @@ def extract(features: Features, images: Tensor, batch_size: int) -> Extracted:
 
 
 def protocol(
-    cfg: DictConfig, loaded: Loaded, sampler: Sampler, features: Features, data: ImageDataModule, training: Tensor
+    cfg: DictConfig, loaded: Loaded, sampler: Sampler, features: Features, data: ImageDataModule
 ) -> dict[str, Any]:
     """All that stands behind the figures."""
-    ema = loaded.config["callbacks"].get("ema") or {}
+    num_classes = loaded.config["model"]["num_classes"]
     return {
         "reference": {
             "set": type(data).__name__,
             "split": "train",
-            "count": len(training),
+            "count": len(data.split("train").images),
             "shape": list(data.image_shape),
             "flip": False,
+            "sha256": data.fingerprint("train"),
         },
         "features": features.protocol,
-        "library": f"torch-fidelity {version('torch-fidelity')}",
+        "versions": {name: version(name) for name in ("torch-fidelity", "torch", "scikit-learn")},
+        "device": str(next(loaded.denoiser.parameters()).device),
         "quantisation": "uint8, rounded",
-        "ema_decay": ema.get("decay") if loaded.weights == "ema" else None,
+        "ema_decay": (loaded.config["callbacks"].get("ema") or {}).get("decay") if loaded.weights == "ema" else None,
+        "training_seed": loaded.config.get("seed"),
+        "images_seen": loaded.images_seen,
         "T": loaded.denoiser.schedule.num_steps,
         "network_calls": sampler.num_calls * (2 if cfg.guidance else 1),
-        "conditional": loaded.config["model"]["num_classes"] is not None,
-        "num_training_images_seen": loaded.step
-        * loaded.config["data"]["batch_size"]
-        * loaded.config["trainer"]["accumulate_grad_batches"],
+        "labels": None if num_classes is None else f"image i has label i mod {num_classes}",
         **settings(cfg, loaded),
     }
 
 
-def one_line(record: dict[str, Any]) -> str:
-    """The protocol as a line to paste beside a figure."""
-    p = record["protocol"]
-    reference, features, sampler = p["reference"], p["features"], p["sampler"]
+def one_line(figures: dict[str, float], p: dict[str, Any]) -> str:
+    """The protocol as a line to paste beside the first figure."""
+    reference, features, sampler, checkpoint = p["reference"], p["features"], p["sampler"], p["checkpoint"]
     extra = " ".join(f"{k}={v}" for k, v in sampler.items() if k not in ("_target_", "num_steps"))
-    first = next(iter(record["metrics"].items()))
+    first = next(iter(figures.items()))
     averaged = f"ema {p['ema_decay']}" if p["weights"] == "ema" else "raw"
     last_seed = p["seed"] + p["num_samples"] - 1
     return " | ".join(
         [
             f"{first[0]}-{p['num_samples']} {first[1]:.4f}",
-            f"{reference['set']} train {reference['count']} no-flip",
-            f"{p['library']} {features['name']} sha256 {features['sha256'][:8]}",
+            f"{reference['set']} train {reference['count']} no-flip sha256 {reference['sha256'][:8]}",
+            f"torch-fidelity {p['versions']['torch-fidelity']} {features['name']} sha256 {features['sha256'][:8]}",
             p["quantisation"],
-            f"{averaged} @{p['step']} ({p['num_training_images_seen'] / 1e6:.3g}M images)",
+            f"{checkpoint['run']} sha256 {checkpoint['sha256'][:8]} {averaged} @{p['step']}"
+            f" ({p['images_seen'] / 1e6:.3g}M images)",
             f"{sampler['_target_'].rpartition('.')[2]} {sampler['num_steps']} {extra} T={p['T']}"
             f" NFE {p['network_calls']}",
-            f"cond w={p['guidance']}" if p["conditional"] else "uncond",
+            f"cond w={p['guidance']}" if p["labels"] else "uncond",
             f"seeds {p['seed']}-{last_seed}",
         ]
     )

@@ -8,22 +8,14 @@ from omegaconf import DictConfig
 from ddpm_lightning.checkpoint import find_checkpoint, read_checkpoint
 from ddpm_lightning.runs.command import Refusal
 
-# What may differ between a run and the one it goes on from: where things are, how long it is, and what is shown.
-FREE = (
-    *("name", "resume", "output_dir", "logger", "sampler", "data.root", "data.cache", "data.eval_batch_size"),
-    *(f"callbacks.{name}" for name in ("checkpoint", "best", "last", "samples", "progress", "lr", "loss_by_time")),
-    *(
-        "module.val_times",
-        "module.compile",
-        "lr_schedule.num_steps",
-        "module.lr_schedule.num_steps",
-        "trainer.max_steps",
-        "trainer.max_epochs",
-    ),
-    *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.limit_val_batches"),
-    *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
-    *("trainer.accelerator", "trainer.strategy"),
+# What shapes the weights must be the same in a run and in the one it goes on from: these groups and keys ...
+SHAPING = (
+    *("seed", "data", "model", "schedule", "parameterization", "distance", "weighting", "timesteps", "optimizer"),
+    *("lr_schedule", "module.label_drop", "callbacks.ema", "trainer.precision", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
 )
+# ... but for where the data are, and how long the run is.
+FREE = ("data.root", "data.cache", "data.archive", "data.device", "data.eval_batch_size", "lr_schedule.num_steps")
 
 
 class Start(NamedTuple):
@@ -36,11 +28,11 @@ class Start(NamedTuple):
 def find_start(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Start:
     """Where the run of this configuration starts. Raises Refusal rather than mix or overwrite runs."""
     last = folder / "checkpoints" / "last.ckpt"
-    if cfg.resume == "never" and last.exists():
-        raise Refusal(
-            f"resume=never: {folder} holds a run; allowed: another name=, resume=auto, or removing that folder"
-        )
-    if cfg.resume == "never" or (cfg.resume == "auto" and not last.exists()):
+    if cfg.resume == "never":
+        if (folder / "config.yaml").exists() or list(folder.glob("checkpoints/*.ckpt")):
+            raise Refusal(f"resume=never: {folder} holds a run; allowed: another name=, resume=auto, or removing it")
+        return Start(None, 0)
+    if cfg.resume == "auto" and not last.exists():
         return Start(None, 0)
     try:
         path = last if cfg.resume == "auto" else find_checkpoint(cfg.resume)
@@ -52,15 +44,17 @@ def find_start(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Start:
 
 
 def _check_same(saved: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    # the groups before what the module takes from them, so that the key named is the one a user types
-    for key in sorted(saved.keys() | config.keys(), key=lambda key: (key.startswith("module."), key)):
-        if any(key == free or key.startswith(f"{free}.") for free in FREE):
-            continue
-        if saved.get(key) != config.get(key):
+    # the plain keys first, as others take their values from them; keys that an older version lacked don't count
+    for key in sorted(saved.keys() & config.keys(), key=lambda key: (key.count("."), key)):
+        if _below(key, SHAPING) and not _below(key, FREE) and saved[key] != config[key]:
             raise Refusal(
-                f"{key}={config.get(key)}: must be {saved.get(key)}, with which {path} was trained;"
+                f"{key}={config[key]}: must be {saved[key]}, with which {path} was trained;"
                 " or give the new run another name="
             )
+
+
+def _below(key: str, nodes: tuple[str, ...]) -> bool:
+    return any(key == node or key.startswith(f"{node}.") for node in nodes)
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

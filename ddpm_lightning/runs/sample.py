@@ -17,7 +17,7 @@ from ddpm_lightning.diffusion.samplers.spacing import visited_times
 from ddpm_lightning.generation import generate
 from ddpm_lightning.images import grid, save_png, to_uint8
 from ddpm_lightning.runs.build import MISTAKES, build, explain
-from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.command import Refusal, write_json
 
 
 def sample(cfg: DictConfig) -> None:
@@ -35,11 +35,11 @@ def sample(cfg: DictConfig) -> None:
         save_png(image, folder / f"seed-{cfg.seed + i:06d}.png")
     all_classes = num_classes is not None and cfg.label is None
     save_png(grid(images, num_classes if all_classes else min(8, len(images))), folder / "grid.png")
-    (folder / "settings.json").write_text(json.dumps(settings(cfg, loaded), indent=1) + "\n")
+    write_json(folder / "settings.json", settings(cfg, loaded))
     print(f"{len(images)} images in {folder}, all of them in {folder / 'grid.png'}")
 
 
-def load(cfg: DictConfig) -> tuple[Loaded, Sampler]:
+def load(cfg: DictConfig, least_samples: int = 1) -> tuple[Loaded, Sampler]:
     """The checkpoint and the sampler that a command names, found to fit together."""
     device = cfg.device
     if device == "auto":
@@ -55,9 +55,14 @@ def load(cfg: DictConfig) -> tuple[Loaded, Sampler]:
         visited_times(loaded.denoiser.schedule, sampler.num_steps, sampler.spacing)
     except ValueError as error:
         raise Refusal(explain("sampler", error)) from error
-    for key, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0), ("guidance", 0)):
-        if cfg[key] is not None and cfg[key] < least:
-            raise Refusal(f"{key}={cfg[key]}: must be at least {least}")
+    for key, least, most in (("num_samples", least_samples, 2**31), ("batch_size", 1, 2**31), ("seed", 0, 2**62)):
+        integer = isinstance(cfg[key], int) and not isinstance(cfg[key], bool)
+        if cfg[key] is not None and not (integer and least <= cfg[key] < most):
+            raise Refusal(f"{key}={cfg[key]}: must be an integer in [{least}, {most})")
+    if cfg.guidance < 0:
+        raise Refusal(f"guidance={cfg.guidance}: must be at least 0")
+    if cfg.guidance and loaded.config["module"].get("label_drop") == 0:
+        raise Refusal(f"guidance={cfg.guidance}: must be 0, as {loaded.path} was trained with module.label_drop=0")
     if cfg.guidance and loaded.config["model"]["num_classes"] is None:
         raise Refusal(f"guidance={cfg.guidance}: must be 0, as {loaded.path} was trained without labels")
     return loaded, sampler
@@ -84,7 +89,7 @@ def _labels(cfg: DictConfig, num_classes: int | None) -> list[int] | None:
             raise Refusal(f"label={given}: must be null, as the checkpoint was trained without labels")
         return None
     chosen = list(range(num_classes)) if given is None else given if isinstance(given, list) else [given]
-    if not chosen or any(not isinstance(c, int) or not 0 <= c < num_classes for c in chosen):
+    if not chosen or any(not isinstance(c, int) or isinstance(c, bool) or not 0 <= c < num_classes for c in chosen):
         raise Refusal(
             f"label={given}: must be an integer in [0, {num_classes - 1}], a list of them, or null for all in turn"
         )
@@ -104,7 +109,7 @@ def settings(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
         "label": OmegaConf.to_container(cfg.label) if OmegaConf.is_list(cfg.get("label")) else cfg.get("label"),
         "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
         "weights": loaded.weights,
-        "checkpoint": loaded.path.name,
+        "checkpoint": {"run": loaded.config.get("name"), "file": loaded.path.name, "sha256": loaded.sha256},
         "step": loaded.step,
     }
 

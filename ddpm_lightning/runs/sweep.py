@@ -2,29 +2,34 @@
 
 import csv
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from ddpm_lightning.runs.command import REFUSED
+from ddpm_lightning.runs.command import JOB_RECORD
 
-RESULT = "result.json"
+RESULT = "result.json"  # a finished job's figures
 
 
 class SweepSummary(Callback):
     """After ``-m``: one row for each job, its overrides and final figures, printed and written as ``summary.csv``.
 
-    Read from the jobs' own files, so that it does not matter which launcher ran them. Ends the process with exit
-    code 2 if a job was refused.
+    Read from the jobs' own files, so that it does not matter which launcher ran them; of those that an earlier sweep
+    left in the folder, none counts. Ends the process with exit code 1 if a job failed, else 2 if one was refused.
     """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.start = time.time()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        rows = [row for row in map(_row, sorted(folder.glob("*/"), key=_number)) if row]
-        if not rows:
+        records = [path for path in folder.glob(f"*/{JOB_RECORD}") if path.stat().st_mtime >= self.start - 1]
+        rows = [_row(path) for path in sorted(records, key=_number)]
+        if not rows or int(os.environ.get("LOCAL_RANK", "0")) > 0:
             return
         columns = list(dict.fromkeys(column for row in rows for column in row))
         with open(folder / "summary.csv", "w", newline="") as file:
@@ -36,29 +41,22 @@ class SweepSummary(Callback):
         print(f"\n{folder / 'summary.csv'}")
         for line in cells:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        if any(row["status"] == "refused" for row in rows):
-            raise SystemExit(2)
+        outcomes = {row["status"] for row in rows}
+        if outcomes != {"finished"}:
+            raise SystemExit(1 if "failed" in outcomes else 2)
 
 
-def write_result(folder: Path, metrics: dict[str, float]) -> None:
-    """Leave a finished job's figures where the table looks for them."""
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    record = {"status": "finished", "overrides": overrides, "metrics": metrics}
-    (folder / RESULT).write_text(json.dumps(record, indent=1) + "\n")
+def _row(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text())
+    overrides = dict(override.lstrip("+~").partition("=")[::2] for override in record.pop("overrides"))
+    result = path.with_name(RESULT)
+    figures = json.loads(result.read_text())["metrics"] if record["status"] == "finished" and result.exists() else {}
+    return {"job": path.parent.name, **overrides, **record, **figures}
 
 
-def _row(folder: Path) -> dict[str, Any] | None:
-    for name in (REFUSED, RESULT):
-        if (folder / name).is_file():
-            record = json.loads((folder / name).read_text())
-            overrides = dict(override.lstrip("+~").partition("=")[::2] for override in record["overrides"])
-            outcome = {"status": record["status"], **record["metrics"]}
-            return {"job": folder.name, **overrides, **outcome}
-    return None
-
-
-def _number(folder: Path) -> tuple[int, str]:
-    return (int(folder.name) if folder.name.isdigit() else 10**9, folder.name)
+def _number(path: Path) -> tuple[int, str]:
+    name = path.parent.name
+    return (int(name) if name.isdigit() else 10**9, name)
 
 
 def _text(value: Any) -> str:

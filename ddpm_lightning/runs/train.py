@@ -5,12 +5,17 @@ import json
 import logging
 import math
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -24,9 +29,9 @@ from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.diffusion.samplers.spacing import visited_times
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.runs.build import MISTAKES, build, explain
-from ddpm_lightning.runs.command import REFUSED, Refusal
-from ddpm_lightning.runs.resume import find_start
-from ddpm_lightning.runs.sweep import RESULT, write_result
+from ddpm_lightning.runs.command import Refusal, write_json
+from ddpm_lightning.runs.resume import Start, find_start
+from ddpm_lightning.runs.sweep import RESULT
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
@@ -37,43 +42,75 @@ def train(cfg: DictConfig) -> float:
     """Run the training that the configuration describes, or the rest of it. Returns the held-out loss."""
     _quieten()
     folder = _short(cfg.output_dir)
-    (folder / REFUSED).unlink(missing_ok=True)
     check_values(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = _build_data(cfg)
     cfg.data.num_classes = data.num_classes  # a folder of images says itself how many it has
     config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    start = find_start(cfg, config, folder)
-    if start.checkpoint and (folder / RESULT).exists() and 0 < cfg.trainer.max_steps <= start.step:
-        return _tell_finished(cfg, folder, start.step)
+    with _hold(folder):
+        start = find_start(cfg, config, folder)
+        finished = _finished(cfg, folder, start.step)
+        if start.checkpoint and finished is not None:
+            say(f"{folder} is finished: {start.step} steps, held-out loss {finished:.4f}")
+            say(f"to go on: a larger trainer.max_steps; to train anew: name={cfg.name}-2, or remove the folder")
+            return finished
+        return _run(cfg, config, data, folder, start)
 
+
+def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder: Path, start: Start) -> float:
     module: DiffusionModule = build(cfg, "module")
     try:
         module.configure_optimizers()
     except MISTAKES as mistake:
-        raise Refusal(f"optimizer: {mistake}; allowed: lr, weight_decay at least 0, betas in [0, 1)") from mistake
+        raise Refusal(f"optimizer: {mistake}; allowed: lr, weight_decay at least 0, betas two in [0, 1)") from mistake
     # null turns one off: callbacks.ema=null
     callbacks, loggers = ([made for made in build(cfg, key).values() if made] for key in ("callbacks", "logger"))
     trainer: Any = build(cfg, "trainer", callbacks=[SaveConfig(config), *callbacks], logger=loggers)
-
     data.trainer = trainer
     check_devices(data, trainer)
     check_fit(cfg, data, module, callbacks)
 
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     for line in describe(cfg.name, data, module, trainer):
         say(line)
     say(f"folder  {folder}" + (f", going on from step {start.step}" if start.checkpoint else ""))
-    for logger in _tensorboards(trainer):
-        logger.log_hyperparams(config, {"final/val_loss": math.nan})
+    for logger in trainer.loggers:
+        final = {"metrics": {"final/val_loss": math.nan}} if isinstance(logger, TensorBoardLogger) else {}
+        logger.log_hyperparams(config, **final)
     try:
         trainer.fit(module, data, ckpt_path=start.checkpoint)
     except Interrupted as stopped:
         say(f"\nstopped at step {trainer.global_step} by {stopped}; the same command goes on from there")
         raise SystemExit(128 + stopped.signum) from None
-    return _finish(trainer, module, data, folder)
+    except MisconfigurationException as mistake:
+        raise Refusal(explain("trainer", mistake)) from mistake
+    return _finish(cfg, trainer, module, data, folder)
+
+
+@contextmanager
+def _hold(folder: Path) -> Iterator[None]:
+    """Keep the run folder for this run alone; an empty one is removed again. Raises Refusal if another run has it."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a further process of the run that has it
+        yield
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise Refusal(f"name: must be another one while a run is going on in {folder}") from error
+    except OSError as error:
+        raise Refusal(f"name, output_dir: must be a folder that can be written ({error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if set(os.listdir(folder)) <= {".lock"}:
+            (folder / ".lock").unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -88,6 +125,10 @@ def check_values(cfg: DictConfig) -> None:
     for key in ("accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
         if cfg.trainer[key] < 1:
             raise Refusal(f"trainer.{key}={cfg.trainer[key]}: must be at least 1")
+    if not cfg.trainer.limit_val_batches > 0:
+        raise Refusal(f"trainer.limit_val_batches={cfg.trainer.limit_val_batches}: must be above 0")
+    if cfg.trainer.max_steps == 0:
+        raise Refusal("trainer.max_steps=0: must be at least 1, or -1 for no limit")
     if not 0 <= cfg.seed < 2**32:
         raise Refusal(f"seed={cfg.seed}: must lie in [0, 2^32)")
 
@@ -110,9 +151,13 @@ def check_devices(data: ImageDataModule, trainer: Any) -> None:
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
         raise Refusal(f"trainer.devices={trainer.num_devices}: must lie in [1, {cores}], the cores of this machine")
     try:
-        data.train_dataloader()
-    except ValueError as mistake:
+        batches = len(data.train_dataloader())
+    except (ValueError, RuntimeError) as mistake:
         raise Refusal(explain("data", mistake)) from mistake
+    interval = trainer.val_check_interval
+    if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > batches:
+        allowed = f"at most {batches}, the batches of an epoch, or trainer.check_val_every_n_epoch null"
+        raise Refusal(f"trainer.val_check_interval={interval}: must be {allowed}")
 
 
 def check_fit(cfg: DictConfig, data: ImageDataModule, module: DiffusionModule, callbacks: list[Any]) -> None:
@@ -130,6 +175,8 @@ def check_fit(cfg: DictConfig, data: ImageDataModule, module: DiffusionModule, c
     for grids in (callback for callback in callbacks if isinstance(callback, SampleGrid)):
         if grids.guidance and classes is None:
             raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for a network without labels")
+        if grids.guidance and module.label_drop == 0:
+            raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for module.label_drop=0")
         try:
             visited_times(module.denoiser.schedule, grids.sampler.num_steps, grids.sampler.spacing)
         except ValueError as mistake:
@@ -174,7 +221,7 @@ def _tensorboards(trainer: Any) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _finish(trainer: Any, module: DiffusionModule, data: ImageDataModule, folder: Path) -> float:
+def _finish(cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageDataModule, folder: Path) -> float:
     """Measure the held-out loss if the last step has none, record the result, and say what there is."""
     step = trainer.global_step
     if module.validated_at != step:
@@ -185,16 +232,18 @@ def _finish(trainer: Any, module: DiffusionModule, data: ImageDataModule, folder
         logger.experiment.add_scalar("final/val_loss", loss, step)
         logger.experiment.flush()
     if trainer.is_global_zero:
-        write_result(folder, {"val_loss": loss})
+        length = {"max_steps": cfg.trainer.max_steps, "max_epochs": cfg.trainer.max_epochs}
+        write_json(folder / RESULT, {"step": step, **length, "metrics": {"val_loss": loss}})
     say(f"\nfinished at step {step}; held-out loss {loss:.4f} (averaged weights)")
     say(f"folder      {folder}")
     for callback in trainer.callbacks:
-        if isinstance(callback, SampleGrid):
+        if isinstance(callback, SampleGrid) and callback.path_of(step).exists():
             say(f"samples     {_short(callback.path_of(step))}")
     say(f"checkpoint  {folder / 'checkpoints' / 'last.ckpt'}")
-    say(f"next        python scripts/sample.py ckpt={folder} num_samples=64 sampler=dpm_solver sampler.num_steps=20")
-    say(f"            python scripts/evaluate.py ckpt={folder}")
-    say(f"            tensorboard --logdir {folder.parent}")
+    python = _short(sys.executable)
+    say(f"next        {python} scripts/sample.py ckpt={folder} num_samples=64 sampler=dpm_solver sampler.num_steps=20")
+    say(f"            {python} scripts/evaluate.py ckpt={folder}")
+    say(f"            {python.parent / 'tensorboard'} --logdir {folder.parent}")
     return loss
 
 
@@ -204,11 +253,15 @@ def _short(path: str | Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _tell_finished(cfg: DictConfig, folder: Path, step: int) -> float:
-    loss = float(json.loads((folder / RESULT).read_text())["metrics"]["val_loss"])
-    say(f"{folder} is finished: {step} steps, held-out loss {loss:.4f}")
-    say(f"to go on from there: trainer.max_steps={2 * step}; to train anew: name={cfg.name}-2, or remove the folder")
-    return loss
+def _finished(cfg: DictConfig, folder: Path, step: int) -> float | None:
+    """The held-out loss of a run that has come to its end, for as long as is asked now; else None."""
+    try:
+        result = json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return None
+    as_long = (result["max_steps"], result["max_epochs"]) == (cfg.trainer.max_steps, cfg.trainer.max_epochs)
+    over = (as_long and result["step"] == step) or 0 < cfg.trainer.max_steps <= step
+    return float(result["metrics"]["val_loss"]) if over else None
 
 
 def _quieten() -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ddpm_lightning.data.resident import EvaluationLoader, LabelledImages, TrainingLoader, flip_some, scale
+from ddpm_lightning.data.resident import EvaluationLoader, LabelledImages, TrainingLoader, mirror, scale
 
 
 def numbered(count, size=4):
@@ -24,12 +24,20 @@ def test_images_keep_their_labels():
 
 
 def test_flips_mirror_half_of_the_images_each_for_itself():
-    images = torch.arange(4.0).expand(2000, 1, 1, 4)
-    flipped = flip_some(images, torch.Generator().manual_seed(0))
-    mirrored = flipped[:, 0, 0, 0] == 3
-    assert torch.equal(flipped[mirrored], images[mirrored].flip(-1))
-    assert torch.equal(flipped[~mirrored], images[~mirrored])
+    rows = torch.arange(4, dtype=torch.uint8)
+    data = LabelledImages(rows.expand(2000, 1, 1, 4).contiguous(), torch.arange(2000))
+    [(images, _)] = TrainingLoader(data, 2000, seed=0, flip=True)
+    mirrored = images[:, 0, 0, 0] > images[:, 0, 0, 3]
     assert abs(mirrored.float().mean() - 0.5) < 0.05
+    assert torch.equal(images[mirrored], scale(rows.flip(0)).expand(int(mirrored.sum()), 1, 1, 4))
+    assert torch.equal(images[~mirrored], scale(rows).expand(int((~mirrored).sum()), 1, 1, 4))
+    [(unflipped, _)] = TrainingLoader(data, 2000, seed=0, flip=False)
+    assert torch.equal(unflipped, scale(rows).expand(2000, 1, 1, 4))
+
+
+def test_mirroring_names_each_image():
+    images = torch.arange(6).view(3, 1, 1, 2)
+    assert mirror(images, torch.tensor([True, False, True])).flatten().tolist() == [1, 0, 2, 3, 5, 4]
 
 
 def test_an_epoch_sees_each_image_at_most_once_and_epochs_differ():
@@ -77,6 +85,22 @@ def test_ranks_share_out_an_epoch():
     seen = [sum(labels(loader), []) for loader in loaders]
     assert [len(part) for part in seen] == [16, 16, 16]
     assert len(set(sum(seen, []))) == 48
+
+
+def test_ranks_flip_apart():
+    data = LabelledImages(torch.arange(4, dtype=torch.uint8).expand(400, 1, 1, 4).contiguous(), torch.arange(400))
+    flips = []
+    for rank in range(2):
+        [(images, _)] = TrainingLoader(data, 200, seed=0, flip=True, rank=rank, world_size=2)
+        flips.append(images[:, 0, 0, 0] > images[:, 0, 0, 3])
+    assert 0.3 < (flips[0] == flips[1]).float().mean() < 0.7
+
+
+def test_batches_are_on_the_device_of_the_data():
+    data = LabelledImages(*(part.to("meta") for part in numbered(20)))
+    loader = TrainingLoader(data, 4, seed=0, flip=True)
+    images, batch_labels = next(iter(loader))
+    assert images.device.type == batch_labels.device.type == "meta"
 
 
 def test_an_epoch_is_a_multiple_of_the_accumulated_batches():

@@ -15,6 +15,7 @@ from ddpm_lightning.data.cifar10 import CIFAR10
 from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.data.image_folder import ImageFolder
 from ddpm_lightning.data.mnist import MNIST
+from ddpm_lightning.data.preprocessing import Preprocessing
 
 SETTINGS = {"batch_size": 4, "num_classes": 10}
 
@@ -170,6 +171,11 @@ def test_pixels_survive_at_their_own_size(tmp_path):
     }
 
 
+def pixels(path, shape, crop="none"):
+    with open(path, "rb") as file:
+        return Preprocessing(shape, crop)(file)
+
+
 def test_images_of_every_kind_arrive_as_a_user_expects(tmp_path):
     wide = Image.new("RGB", (30, 10), (0, 0, 255))
     wide.paste((255, 0, 0), (10, 0, 20, 10))  # the middle third
@@ -183,9 +189,7 @@ def test_images_of_every_kind_arrive_as_a_user_expects(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: white at the right
     turned.save(tmp_path / "5_turned.png", exif=exif)
-    from ddpm_lightning.data.packing import read_image
-
-    read = [read_image(path, (3, 8, 8)).astype(int) for path in sorted(tmp_path.iterdir())]
+    read = [pixels(path, (3, 8, 8)).astype(int) for path in sorted(tmp_path.iterdir())]
     assert (read[0][:, :, 1:-1] - np.array([255, 0, 0])[:, None, None] == 0).all()
     assert (read[1] == 77).all()
     assert (read[2] == 255).all()
@@ -193,7 +197,7 @@ def test_images_of_every_kind_arrive_as_a_user_expects(tmp_path):
     assert np.abs(read[4] - np.array([10, 200, 30])[:, None, None]).max() <= 1
     assert (read[5][:, :, 5:] == 255).all()
     assert (read[5][:, :, :3] == 0).all()
-    assert read_image(tmp_path / "1_grey.png", (1, 8, 16)).shape == (1, 8, 16)
+    assert pixels(tmp_path / "1_grey.png", (1, 8, 16)).shape == (1, 8, 16)
 
 
 def test_broken_images_are_named_and_nothing_is_left_behind(tmp_path):
@@ -201,10 +205,23 @@ def test_broken_images_are_named_and_nothing_is_left_behind(tmp_path):
         save(tmp_path / f"{i}.png", i)
     (tmp_path / "3.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
     (tmp_path / "4.jpg").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="root holds . broken images") as error:
+    with pytest.raises(ValueError, match="on_error must be skip to go on without . broken images") as error:
         [folder(tmp_path, val_fraction=0.01).split(split) for split in ("train", "val")]
     assert "3.png" in str(error.value) or "4.jpg" in str(error.value)
-    assert not [path for path in (tmp_path / ".packed").iterdir() if path.suffix in (".npy", ".part")]
+    assert {path.suffix for path in (tmp_path / ".packed").iterdir()} <= {".lock"}
+
+
+def test_broken_images_can_be_left_out_and_are_counted(tmp_path, capsys):
+    for i in range(5):
+        save(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", (i, i, i), size=(8, 8))
+    save(tmp_path / "val" / "a" / "0.png", 9)
+    save(tmp_path / "val" / "b" / "0.png", 9)
+    (tmp_path / "train" / "b" / "1.png").write_bytes(b"broken")
+    for _ in range(2):  # decoded, then found
+        train = folder(tmp_path, on_error="skip").split("train")
+        assert train.images[:, 0, 0, 0].tolist() == [0, 2, 4, 3]
+        assert train.labels.tolist() == [0, 0, 0, 1]
+        assert "1 of 5 images of the train split are broken, and left out" in capsys.readouterr().out
 
 
 def test_a_second_start_reads_the_packed_array_and_a_changed_file_makes_a_new_one(tmp_path, monkeypatch):
@@ -212,7 +229,7 @@ def test_a_second_start_reads_the_packed_array_and_a_changed_file_makes_a_new_on
         save(tmp_path / f"{i}.png", (i, i, i), size=(8, 8))
     first = folder(tmp_path).split("train").images
     packed = set((tmp_path / ".packed").glob("*.npy"))
-    monkeypatch.setattr("ddpm_lightning.data.packing.read_image", None)  # would fail if it were called
+    monkeypatch.setattr(Preprocessing, "__call__", None)  # would fail if it were called
     assert torch.equal(folder(tmp_path).split("train").images, first)
     monkeypatch.undo()
     for i in range(4):
@@ -230,7 +247,7 @@ def test_a_second_start_reads_the_packed_array_and_a_changed_file_makes_a_new_on
         (lambda root: folder(root, image_size=4), r"image_size must lie in \[8, 256\], got 4"),
         (lambda root: folder(root, channels=2), "channels must be 1 or 3, got 2"),
         (lambda root: folder(root, batch_size=0), "batch_size must be at least 1, got 0"),
-        (lambda root: folder(root).split("train"), "root must hold at least 2 images, found 0"),
+        (lambda root: folder(root).split("train"), "root must hold images of the train split, found none"),
         (lambda root: digits(image_size=16).split("val"), "image_size and channels must be those of the set"),
         (lambda root: digits(num_classes=5).split("val"), "num_classes must be above the largest label, 9, got 5"),
     ],

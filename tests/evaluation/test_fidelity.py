@@ -42,7 +42,9 @@ def test_kernel_distance_agrees_with_a_second_implementation():
     n = 300  # subsets of all features are the whole, so the mean over subsets is the estimate itself
     within = sum((k.sum() - k.diagonal().sum()) / (n * (n - 1)) for k in kernel[:2])
     expected = within - 2 * (kernel[2].mean())
-    assert kernel_distance(a, b) == pytest.approx(expected.item(), rel=1e-3)
+    mean, deviation = kernel_distance(a, b)
+    assert mean == pytest.approx(expected.item(), rel=1e-3)
+    assert deviation == pytest.approx(0, abs=1e-6)
 
 
 def test_inception_score_is_the_number_of_classes_for_sure_and_even_guesses():

@@ -9,7 +9,7 @@ import pytest
 SMOKE = ("experiment=smoke", "callbacks.samples=null", "trainer.accelerator=cpu")
 
 
-@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py"])
+@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "preview.py"])
 def test_help_is_quick_and_shows_groups_and_keys(script, name):
     times = []
     for _ in range(3):  # the best of three, as the machine has other work
@@ -17,7 +17,7 @@ def test_help_is_quick_and_shows_groups_and_keys(script, name):
         out = script(name, "--help").stdout
         times.append(time.monotonic() - start)
     assert min(times) < 1
-    assert "sampler: ancestral, ddim, dpm_solver, heun, unipc" in out
+    assert ("data: celeba," if name == "preview.py" else "sampler: ancestral, ddim, dpm_solver, heun, unipc") in out
     assert "python scripts/" in out
 
 
@@ -32,7 +32,7 @@ def test_help_is_quick_and_shows_groups_and_keys(script, name):
             "schedule.num_step=5: no such key; allowed: beta_end, beta_start, num_steps",
         ),
         ("train.py", ["schedule=cosine", "schedule.beta_end=1"], "allowed: num_steps, offset"),
-        ("train.py", ["data=foo"], "data=foo: no such option; allowed: cifar10, digits, image_folder, mnist"),
+        ("train.py", ["data=foo"], "data=foo: no such option; allowed: celeba, celeba_hf, cifar10, digits,"),
         ("train.py", ["schedule.num_steps=abc"], "train.py: schedule.num_steps=abc: must be an integer, such as 1000"),
         ("train.py", ["schedule.num_steps=10.5"], "schedule.num_steps=10.5: must be an integer"),
         ("train.py", ["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number, such as 0.002"),
@@ -41,6 +41,17 @@ def test_help_is_quick_and_shows_groups_and_keys(script, name):
         ("train.py", ["data=image_folder"], "data.root: must be given, as data.root=..."),
         ("train.py", ["schedule.num_steps="], "schedule.num_steps="),
         ("train.py", ["data.batch_size=[4"], "data.batch_size=[4: must be key=value"),
+        ("train.py", ["model=null"], "model=null: must be one of unet_32, unet_64,"),
+        ("train.py", ["seed=null"], "seed=null: must have a value, such as 0"),
+        ("train.py", ["resume=true"], "resume=true: must be a text, such as auto"),
+        ("train.py", ["~callbacks"], "can't be removed; allowed: another value"),
+        (
+            "train.py",
+            ["callbacks.checkpoint=null"],
+            "callbacks.last.every_n_train_steps: takes its value from a key that is null",
+        ),
+        ("sample.py", ["ckpt=x", "sampler=null"], "sampler=null: must be one of ancestral, ddim"),
+        ("evaluate.py", ["ckpt=x", "metrics=null"], "metrics=null: must have a value"),
         ("sample.py", [], "ckpt: must be given, as ckpt=..."),
         ("sample.py", ["ckpt=x", "num_samples=few"], "num_samples=few: must be an integer, such as 100"),
     ],
@@ -68,6 +79,19 @@ def test_a_sweep_ends_in_one_table_and_a_refused_job_does_not_stop_the_others(sc
         rows = list(csv.DictReader(file))
     assert [row["schedule.num_steps"] for row in rows] == ["50", "-5", "100"]
     assert [row["status"] for row in rows] == ["finished", "refused", "finished"]
+    again = script(
+        "train.py",
+        "-m",
+        *SMOKE,
+        *quick,
+        "name=sweep",
+        "schedule.num_steps=50",
+        "callbacks.ema._target_=ddpm_lightning.callbacks.ema.EMA,builtins.dict",
+        check=1,
+    )
+    assert "-5" not in again.stdout.split("summary.csv")[-1]
+    with open(tmp_path / "runs" / "sweep" / "summary.csv") as file:
+        assert [(row["job"], row["status"]) for row in csv.DictReader(file)] == [("0", "finished"), ("1", "failed")]
     assert rows[1]["error"] == "schedule.num_steps must be an integer of at least 1, got -5"
     for row in (rows[0], rows[2]):
         result = json.loads((tmp_path / "runs" / "sweep" / row["job"] / "result.json").read_text())
@@ -108,3 +132,15 @@ if sys.argv and sys.argv[0].endswith("train.py"):
         assert not set(mine["images"]) & set(others["images"])
     assert done.stdout.count("finished at step 4") == 1
     assert (tmp_path / "runs" / "ddp" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_process_jobs_gives_both_ranks_the_same_job(script, tmp_path):
+    quick = ("trainer=ddp_cpu", "trainer.max_steps=2", "trainer.val_check_interval=2", "name=both")
+    done = script("train.py", "-m", *SMOKE[:2], *quick, "seed=0,1", timeout=400)
+    with open(tmp_path / "runs" / "both" / "summary.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["status"]) for row in rows] == [("0", "finished"), ("1", "finished")]
+    assert rows[0]["val_loss"] != rows[1]["val_loss"]
+    assert done.stdout.count("finished at step 2") == 2
+    assert done.stdout.count("summary.csv") == 1

@@ -26,19 +26,22 @@ def test_an_evaluation_prints_its_figures_and_writes_the_protocol(configure, smo
     [file] = (smoke / "evaluation").glob("*.json")
     record = json.loads(file.read_text())
     figures, protocol = record["metrics"], record["protocol"]
-    assert list(figures)[:6] == ["fid", "kid", "is", "precision", "recall", "memorisation"]
+    assert list(figures)[:6] == ["fid", "kid", "kid_std", "is", "precision", "recall"]
     assert figures["fid"] == first
     assert figures["accuracy_held_out"] == pytest.approx(0.993, abs=0.001)
     assert protocol["network_calls"] == 4
-    assert protocol["num_training_images_seen"] == 5 * 32
-    assert protocol["reference"] == {
-        "set": "Digits",
-        "split": "train",
-        "count": 1347,
-        "shape": [1, 8, 8],
-        "flip": False,
-    }
-    for said in (f"fid-100 {first:.4f}", "torch-fidelity 0.4", "seeds 0-99", "NFE 4", "cond w=1.0", "ema 0.9999 @5"):
+    assert protocol["images_seen"] == 5 * 32
+    assert protocol["reference"].items() >= {"set": "Digits", "split": "train", "count": 1347, "flip": False}.items()
+    assert len(protocol["reference"]["sha256"]) == len(protocol["checkpoint"]["sha256"]) == 64
+    for said in (
+        f"fid-100 {first:.4f}",
+        "torch-fidelity 0.4",
+        "(0.00016M images)",
+        "seeds 0-99",
+        "NFE 4",
+        "cond w=1.0",
+        "ema 0.9999 @5",
+    ):
         assert said in out
 
 
@@ -79,6 +82,9 @@ def test_colour_sets_are_scored_by_inception_with_a_warning_for_few_samples(conf
         def __init__(self):
             self.protocol = {"name": "tiny", "sha256": "0" * 64}
 
+        def to(self, device):
+            assert str(device) == "cpu"
+
         def __call__(self, images):
             flat = images.flatten(1).float()[:, :4]
             return Extracted(flat, flat)
@@ -95,9 +101,37 @@ def test_colour_sets_are_scored_by_inception_with_a_warning_for_few_samples(conf
     with pytest.warns(UserWarning, match="num_samples=20: below the usual 50000, which biases"):
         evaluate(
             configure(
-                f"ckpt={tmp_path / 'c'}", "num_samples=20", "sampler.num_steps=1", "metrics=[fid]", command="evaluate"
+                f"ckpt={tmp_path / 'c'}",
+                f"data.root={tmp_path}",
+                "num_samples=20",
+                "sampler.num_steps=1",
+                "metrics=[fid]",
+                command="evaluate",
             )
         )
+
+
+def test_other_metrics_of_the_same_protocol_join_the_file(configure, smoke):
+    for metrics in ("[fid]", "[kid]"):
+        evaluate(
+            configure(
+                f"ckpt={smoke}", "num_samples=20", "sampler.num_steps=2", f"metrics={metrics}", command="evaluate"
+            )
+        )
+    [file] = (smoke / "evaluation").glob("*.json")
+    assert {"fid", "kid", "kid_std", "accuracy"} <= json.loads(file.read_text())["metrics"].keys()
+    evaluate(configure(f"ckpt={smoke}", "num_samples=20", "sampler.num_steps=2", "seed=5", command="evaluate"))
+    assert len(list((smoke / "evaluation").glob("*.json"))) == 2
+
+
+def test_a_checkpoint_does_not_decide_which_folders_are_made(configure, smoke, tmp_path):
+    file = smoke / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["config"]["data"] |= {"_target_": "ddpm_lightning.data.mnist.MNIST", "root": str(tmp_path / "chosen")}
+    torch.save(checkpoint, file)
+    with pytest.raises(Refusal, match="data.root must be given: the checkpoint was trained on data in .*chosen"):
+        evaluate(configure(f"ckpt={smoke}", "num_samples=20", command="evaluate"))
+    assert not (tmp_path / "chosen").exists()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +140,7 @@ def test_colour_sets_are_scored_by_inception_with_a_warning_for_few_samples(conf
         (["metrics=[fid,bleu]"], "metrics=.*must be a list of some of fid, kid, is, prc, memorisation"),
         (["features=inception", "features.weights=nowhere"], "features.weights must be the path of"),
         (["sampler.num_steps=500"], r"sampler.num_steps must lie in \[1, 100\]"),
-        (["num_samples=0"], "num_samples=0: must be at least 1"),
+        (["num_samples=9"], r"num_samples=9: must be an integer in \[10, "),
     ],
 )
 def test_impossible_values_are_refused(configure, smoke, overrides, message):

@@ -129,5 +129,18 @@ def test_killed_and_resumed_goes_on_from_the_last_file_to_the_same_end(configure
 def test_a_second_ctrl_c_stops_at_once():
     callback = LastCheckpoint("x", 1)
     callback._note(signal.SIGINT, None)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         callback._note(signal.SIGINT, None)
+    assert ended.value.code == 130
+
+
+@pytest.mark.slow
+def test_a_validation_that_is_due_comes_before_the_stop(configure, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 15, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(configure(*RUN))
+    best, last = (torch.load(tmp_path / "run/checkpoints" / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
+    assert best["global_step"] == last["global_step"] == 15
+    [score] = [state["best_model_score"] for key, state in last["callbacks"].items() if "val/loss" in key]
+    assert 0.5 < score < 1.5

@@ -1,8 +1,11 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_lightning.checkpoint import load_denoiser
@@ -93,18 +96,19 @@ def test_quarters_of_the_loss_average_to_the_loss(configure, tmp_path):
 
 def test_a_finished_run_says_so_and_loses_nothing(configure, capsys, tmp_path):
     first = train(configure(*SMOKE))
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.suffix}
     capsys.readouterr()
     assert train(configure(*SMOKE)) == first
     assert "is finished: 20 steps" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.suffix}
+    assert after == before
 
 
 def test_a_finished_run_can_be_made_longer(configure, tmp_path):
     train(configure(*SMOKE))
     train(configure(*SMOKE, "trainer.max_steps=30"))
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 30
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 30
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,60 @@ def test_a_run_is_neither_overwritten_nor_changed_on_the_way(configure, tmp_path
     with pytest.raises(Refusal, match=message):
         train(configure(*SMOKE, "trainer.max_steps=2", "callbacks.samples=null", *overrides))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_keys_that_an_older_version_lacked_do_not_stop_a_run(configure, tmp_path):
+    train(configure(*SMOKE, "trainer.max_steps=2"))
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["config"]["data"]["horizontal_flip"]
+    torch.save(checkpoint, file)
+    train(configure(*SMOKE, "trainer.max_steps=3", "trainer.log_every_n_steps=1", "callbacks.progress=null"))
+    assert torch.load(file, weights_only=True)["global_step"] == 3
+
+
+def test_resume_never_refuses_a_run_that_stopped_before_its_first_checkpoint(configure, tmp_path):
+    train(configure(*SMOKE, "trainer.max_steps=2", "callbacks.last=null", "callbacks.best=null"))
+    for file in (tmp_path / "run" / "checkpoints").glob("*"):
+        file.unlink()
+    with pytest.raises(Refusal, match="resume=never: .* holds a run"):
+        train(configure(*SMOKE, "trainer.max_steps=2", "resume=never"))
+
+
+def test_two_runs_do_not_share_a_folder(configure, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(Refusal, match="name: must be another one while a run"):
+        train(configure(*SMOKE))
+    train(configure(*SMOKE, "trainer.max_steps=1"))
+
+
+def test_a_run_measured_in_epochs_says_that_it_is_finished(configure, capsys):
+    epochs = ("trainer.max_steps=-1", "trainer.max_epochs=1", "data.batch_size=400")
+    train(configure(*SMOKE, *epochs))
+    train(configure(*SMOKE, *epochs))
+    assert "is finished: 3 steps" in capsys.readouterr().out
+
+
+def test_grids_show_the_averaged_weights_without_dropout(configure, tmp_path):
+    """As drawn from the checkpoint of the same step, by another way."""
+    from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
+    from ddpm_lightning.generation import generate
+    from ddpm_lightning.images import grid, to_uint8
+
+    train(
+        configure(
+            *SMOKE, "model.dropout=0.5", "optimizer.lr=0.02", "callbacks.ema.decay=0.8", "callbacks.samples.seed=3"
+        )
+    )
+    pictures = {}
+    for weights in ("ema", "raw"):
+        denoiser = load_denoiser(tmp_path / "run", weights).denoiser
+        labels = [i % 10 for i in range(20)]
+        images = torch.cat(list(generate(denoiser, DDIMSampler(5), (1, 8, 8), range(3, 23), labels)))
+        pictures[weights] = grid(to_uint8(images), 10)
+    drawn = torch.from_numpy(np.array(Image.open(tmp_path / "run" / "samples" / "step-0000020.png"))).permute(2, 0, 1)
+    assert (drawn.int() - pictures["ema"].int()).abs().max() <= 1
+    assert (drawn.int() - pictures["raw"].int()).abs().max() > 20
 
 
 def test_a_run_can_go_on_from_another_runs_checkpoint(configure, tmp_path):
@@ -152,6 +210,16 @@ def test_a_run_can_go_on_from_another_runs_checkpoint(configure, tmp_path):
         (("callbacks.samples.guidance=1.0", "model.num_classes=null"), "callbacks.samples.guidance=1.0: must be 0"),
         (("model.num_classes=5",), "model.num_classes=5: must be at least 10, or null"),
         (("model.channels=3",), r"model.channels, model.image_size=\(3, 8, 8\): must be those of the data"),
+        (("trainer.limit_val_batches=0",), "trainer.limit_val_batches=0: must be above 0"),
+        (("trainer.max_steps=0",), "trainer.max_steps=0: must be at least 1, or -1"),
+        (
+            ("trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=50"),
+            "trainer.val_check_interval=50: must be at most 42",
+        ),
+        (("callbacks.samples.guidance=1.0", "module.label_drop=0.0"), "must be 0 for module.label_drop=0"),
+        (("data.seed=-1",), "data.seed must be at least 0, got -1"),
+        (("data.device=abacus",), "data.device must be auto, cpu, cuda or another device of torch, got abacus"),
+        (("optimizer.betas=[0.9]",), "optimizer: .*allowed: lr, weight_decay at least 0, betas two in"),
         (("+model.foo=1",), "model: .*unexpected keyword argument 'foo'"),
         (("data=image_folder", "data.root=nowhere"), "data.root must be a folder of images, got nowhere"),
     ],
