@@ -58,7 +58,7 @@ def draw(folder: Path, images: Tensor, labels: Tensor, class_names: list[str] | 
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label in zip(axes.flat, to_uint8(images), labels.tolist(), strict=False):
-        axis.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
         if class_names is not None:
             axis.set_title(class_names[label], fontsize=8)
     figure.tight_layout()
