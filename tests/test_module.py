@@ -9,7 +9,7 @@ from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.distance import MSE
 from ddpm_lightning.diffusion.parameterization import Epsilon
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
-from ddpm_lightning.diffusion.timesteps import UniformTimesteps
+from ddpm_lightning.diffusion.timesteps import TrainingTimes, UniformTimesteps
 from ddpm_lightning.diffusion.weighting import Uniform
 from ddpm_lightning.lr_schedules import Constant, Cosine
 from ddpm_lightning.module import DiffusionModule
@@ -75,9 +75,38 @@ def test_a_network_without_classes_gets_no_labels():
     assert module.denoiser.net.asked[-1][1] is None
 
 
+def test_weights_of_the_times_enter_the_loss():
+    class Heavy(UniformTimesteps):
+        def __call__(self, batch_size, num_steps, device):
+            t, weight = super().__call__(batch_size, num_steps, device)
+            return TrainingTimes(t, 3 * weight)
+
+    module = make()
+    module.timesteps = Heavy()
+    out = module.training_step(BATCH, 0)
+    torch.testing.assert_close(out["loss"], 3 * out["losses"].mean())
+
+
+def test_the_held_out_loss_does_not_depend_on_the_training_objective():
+    class Nothing(MSE):
+        def __call__(self, *args):
+            return 0 * super().__call__(*args[:2]) if len(args) == 2 and args[0].ndim == 4 else 0 * args[1]
+
+    images, found = torch.randn(50, 1, 4, 4), []
+    for objective in (None, Nothing()):
+        module = make()
+        if objective:
+            module.weighting = module.distance = objective
+        pretend(module)
+        module.validation_step((images, torch.zeros(50)), 0)
+        found.append(module.val_loss.compute().item())
+    assert found[0] == found[1] > 0
+
+
 def draws(seed, batches, rank):
     module = make(seed=seed)
     pretend(module, batches, rank)
+    module._trainer.global_step = 0  # the same for all batches of an accumulated step
     module.on_train_batch_start(BATCH, 0)
     return module.training_step(BATCH, 0)["t"]
 

@@ -16,6 +16,7 @@ from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.data.image_folder import ImageFolder
 from ddpm_lightning.data.mnist import MNIST
 from ddpm_lightning.data.preprocessing import Preprocessing
+from ddpm_lightning.images import to_uint8
 
 SETTINGS = {"batch_size": 4, "num_classes": 10}
 
@@ -34,6 +35,14 @@ def test_digits_are_scikit_learns_with_a_stratified_held_out_part():
     real = {tuple(v) for v in (load_digits().images.reshape(-1, 64) * 255 / 16).round().astype(np.uint8).tolist()}
     assert {tuple(v) for v in torch.cat([train.images, val.images]).flatten(1).tolist()} == real
     assert not Path("unused").exists()
+
+
+def test_flips_are_for_training_alone_and_as_configured():
+    for flip in (True, False):
+        data = digits(horizontal_flip=flip)
+        assert data.train_dataloader().flip is flip
+        seen = torch.cat([images for images, _ in data.val_dataloader()])
+        assert torch.equal(to_uint8(seen), data.split("val").images)
 
 
 def write_idx(path, array):

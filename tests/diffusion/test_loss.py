@@ -126,6 +126,18 @@ def test_min_snr_is_the_published_weight_on_noise_errors():
     assert weight[2] == 1
 
 
+def test_the_loss_is_weighted_image_by_image_and_the_configured_gamma_is_five():
+    schedule, weighting = LinearSchedule(50), instantiate(OmegaConf.load(CONF / "weighting" / "min_snr.yaml"))
+    assert weighting.gamma == 5
+    torch.manual_seed(1)
+    weighted = mean_loss(schedule, Epsilon(), weighting, per_time=2)
+    torch.manual_seed(1)
+    plain = mean_loss(schedule, Epsilon(), per_time=2)
+    t = torch.arange(1, 51).repeat(2)
+    torch.testing.assert_close(weighted, weighting(schedule(t), t / 50) * plain)
+    assert (weighted < 0.9 * plain).any()
+
+
 def test_distances_in_numbers():
     a, b = torch.zeros(2, 1, 2, 2), torch.tensor([[0.5, -0.5, 0.5, -0.5], [3.0, 3.0, 3.0, -3.0]]).view(2, 1, 2, 2)
     assert MSE()(a, b).tolist() == [0.25, 9.0]

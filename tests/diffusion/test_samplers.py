@@ -8,6 +8,7 @@ from conftest import GaussianDenoiser, group_options
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ddpm_lightning.diffusion.forward import posterior
 from ddpm_lightning.diffusion.samplers.ancestral import AncestralSampler
 from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
@@ -121,6 +122,26 @@ def test_ddim_with_eta_one_is_the_ancestral_sampler_with_small_variance():
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("eta", [0.25, 0.5])
+def test_ddim_adds_noise_in_the_proportion_eta_and_keeps_the_total(eta):
+    """x_0 and x_t being known, the noise is eta times that of the posterior, and the variance of q(x_s | x_0) stays."""
+    schedule, zero, one = (
+        LinearSchedule(),
+        torch.zeros(1, 1, dtype=torch.float64),
+        torch.ones(1, 1, dtype=torch.float64),
+    )
+    t, s = 700, 600
+    sampler = DDIMSampler(10, clip_x0=False, eta=eta)
+
+    def step(x_t, noise):
+        return sampler.step(Known(schedule, zero), x_t, t, s, None, None, lambda x: noise)[0].item()
+
+    fresh, kept = step(zero, one), step(one, zero)
+    level_t, level_s = schedule(t), schedule(s)
+    assert fresh**2 == pytest.approx(eta**2 * posterior(zero, zero, level_t, level_s).variance.item(), rel=1e-9)
+    assert kept**2 * level_t.sigma.item() ** 2 + fresh**2 == pytest.approx(level_s.sigma.item() ** 2, rel=1e-9)
+
+
 def test_the_mean_of_an_ancestral_run_does_not_depend_on_the_number_of_steps():
     """Without noise, and with a denoiser that is right, each move keeps the mean of the marginal."""
     x_0 = torch.full((1, 1), 0.3, dtype=torch.float64)
@@ -164,6 +185,26 @@ def test_solvers_converge_at_their_order(make, order):
     measured = math.log2(errors[1] / errors[2])
     assert measured == pytest.approx(order, abs=0.25), errors
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.4), errors
+
+
+class WarpedLogSNR(NoiseSchedule):
+    """log-SNR in steps that grow, so that a solver must take account of their ratio."""
+
+    def __init__(self, num_steps, low=-6.0, high=1.0):
+        u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+        log_snr = high + (low - high) * (0.3 * u + 0.7 * u**3)
+        super().__init__(torch.cat([torch.ones(1, dtype=torch.float64), torch.sigmoid(log_snr)]))
+
+
+@pytest.mark.parametrize(("make", "order"), [(DPMSolverSampler, 2), (UniPCSampler, 3)])
+def test_multistep_solvers_keep_their_order_when_steps_differ_in_length(make, order):
+    schedule = WarpedLogSNR(1281)
+    x_T = torch.linspace(-2.5, 2.5, 41, dtype=torch.float64)[:, None]
+    errors = []
+    for num_moves in (80, 160):
+        stages = list(make(num_moves + 1, spacing="time", clip_x0=False).trajectory(TwoPoints(schedule), x_T))
+        errors.append((stages[-2].x_s - exact_flow(x_T, schedule, 1)).abs().mean().item())
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3), errors
 
 
 def test_unipc_agrees_with_the_matrix_form_of_its_paper():

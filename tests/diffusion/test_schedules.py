@@ -32,6 +32,14 @@ def test_alpha_bar_has_the_published_values(schedule, known):
         assert schedule.alpha_bar[k + 1].item() == pytest.approx(value, rel=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("name", "made"), [("linear", LinearSchedule()), ("cosine", CosineSchedule()), ("sigmoid", SigmoidSchedule())]
+)
+def test_the_configured_schedules_are_the_published_ones(name, made):
+    configured = instantiate(OmegaConf.load(CONF / "schedule" / f"{name}.yaml"))
+    assert torch.equal(configured.alpha_bar, made.alpha_bar)
+
+
 def test_cosine_caps_exactly_one_beta():
     alpha_bar = CosineSchedule().alpha_bar
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]

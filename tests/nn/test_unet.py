@@ -4,8 +4,9 @@ from conftest import group_options
 from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm_lightning.nn.blocks import Attention, ResBlock
 from ddpm_lightning.nn.embedding import TimeEmbedding
-from ddpm_lightning.nn.unet import UNet
+from ddpm_lightning.nn.unet import ResAttention, UNet
 
 
 def millions(net):
@@ -83,8 +84,6 @@ def test_images_of_a_batch_do_not_mix():
 
 def test_attention_is_softmax_attention():
     """Second implementation, head by head, with explicit matrices."""
-    from ddpm_lightning.nn.blocks import Attention
-
     attention = awake(Attention(8, num_heads=2))
     x = torch.randn(1, 8, 3, 3)
     q, k, v = attention.qkv(attention.norm(x)).view(3, 2, 4, 9)
@@ -94,6 +93,58 @@ def test_attention_is_softmax_attention():
         heads.append(v[head] @ weights.T)
     expected = x + attention.out(torch.cat(heads).view(1, 8, 3, 3))
     torch.testing.assert_close(attention(x), expected)
+
+
+@pytest.mark.parametrize("film", [True, False])
+def test_residual_blocks_are_the_published_formula(film):
+    """Second implementation, from the functional forms."""
+    block = awake(ResBlock(8, 16, 12, dropout=0.0, film=film, checkpointing=False))
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, embedding = torch.randn(2, 8, 5, 5), torch.randn(2, 12)
+    silu = torch.nn.functional.silu
+    group = torch.nn.functional.group_norm
+    h = block.conv1(silu(group(x, 2, block.norm1.weight, block.norm1.bias, 1e-6)))
+    condition = block.embedding(silu(embedding)).view(2, -1, 1, 1)
+    if film:  # Dhariwal & Nichol (2021), eq. 9: y_s GroupNorm(h) + y_b, with y_s about 1
+        h = (1 + condition[:, :16]) * group(h, 4, block.norm2.weight, block.norm2.bias, 1e-6) + condition[:, 16:]
+    else:
+        h = group(h + condition, 4, block.norm2.weight, block.norm2.bias, 1e-6)
+    torch.testing.assert_close(block(x, embedding), block.skip(x) + block.conv2(silu(h)))
+
+
+def test_each_level_gets_the_features_of_its_own_way_down():
+    """The first block up sees the middle's output, then the last features of the way down, and so on backwards."""
+    net, inputs, outputs = awake(tiny(num_res_blocks=2)), [], []
+    net.stem.register_forward_hook(lambda module, args, out: outputs.append(out))
+    for module in net.down:
+        module.register_forward_hook(lambda module, args, out: outputs.append(out))
+    blocks = [module for module in net.up if isinstance(module, ResAttention)]
+    for block in blocks:
+        block.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    middle = []
+    net.middle[-1].register_forward_hook(lambda module, args, out: middle.append(out))
+    net(torch.randn(1, 1, 8, 8), torch.tensor([5]))
+    assert len(inputs) == len(outputs) == 6
+    for seen, made in zip(inputs, reversed(outputs), strict=True):
+        assert torch.equal(seen[:, -made.shape[1] :], made)
+    assert torch.equal(inputs[0][:, : middle[0].shape[1]], middle[0])
+
+
+def test_every_branch_starts_at_zero():
+    net = tiny(num_heads=2)
+    blocks = [module for module in net.modules() if isinstance(module, ResBlock)]
+    attentions = [module for module in net.modules() if isinstance(module, Attention)]
+    assert len(blocks) == 8
+    assert len(attentions) == 4
+    for layer in [*(block.conv2 for block in blocks), *(attention.out for attention in attentions), net.head[-1]]:
+        assert layer.weight.abs().max() == layer.bias.abs().max() == 0
+
+
+def test_heads_are_as_many_or_as_wide_as_asked():
+    for settings, count in (({"num_heads": 4}, 4), ({"head_channels": 2}, 8)):
+        heads = {module.num_heads for module in tiny(**settings).modules() if isinstance(module, Attention)}
+        assert heads == {count}
 
 
 def test_checkpointing_changes_memory_not_gradients():

@@ -7,7 +7,7 @@ from ddpm_lightning.data.cifar10 import CIFAR10
 from ddpm_lightning.data.resident import LabelledImages
 from ddpm_lightning.evaluation.features import Classifier, Extracted
 from ddpm_lightning.runs.command import Refusal
-from ddpm_lightning.runs.evaluate import evaluate, score
+from ddpm_lightning.runs.evaluate import accuracies, evaluate, score
 from ddpm_lightning.runs.train import train
 
 SMOKE = ("experiment=smoke", "callbacks.progress=null", "+trainer.enable_progress_bar=false", "callbacks.samples=null")
@@ -71,6 +71,23 @@ def test_real_images_score_far_better_than_noise_and_copies_are_told():
     assert noise["fid"] > 30
     assert noise["precision"] < 0.3
     assert real["precision"] > 0.8
+
+
+def test_one_class_alone_is_precise_and_recalls_little_and_accuracy_is_that_of_the_generated():
+    from ddpm_lightning.data.digits import Digits
+
+    digits = Digits(root="unused", image_size=8, channels=1, batch_size=64, num_classes=10)
+    train_split, held_out = digits.split("train"), digits.split("val")
+    features = Classifier()
+    features.fit(*train_split)
+    threes = held_out.images[held_out.labels == 3]
+    figures = score(["prc"], features, threes, train_split.images, held_out.images, 200)
+    assert figures["precision"] > 0.8
+    assert figures["recall"] < 0.3
+    for label, accuracy in ((3, 1.0), (4, 0.0)):
+        found = accuracies(features, threes, torch.full((len(threes),), label), held_out)
+        assert found["accuracy"] == pytest.approx(accuracy, abs=0.03)
+        assert found["accuracy_held_out"] == pytest.approx(0.993, abs=0.001)
 
 
 def test_colour_sets_are_scored_by_inception_with_a_warning_for_few_samples(configure, tmp_path, monkeypatch):

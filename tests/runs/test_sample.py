@@ -66,6 +66,21 @@ def test_labels_and_guidance_change_the_image(configure, runs, tmp_path):
     assert not np.array_equal(images[0], images[2])
 
 
+def test_guidance_is_against_the_null_class(configure, runs, tmp_path, monkeypatch):
+    import ddpm_lightning.runs.sample as module
+
+    made = []
+    original = module.GuidedDenoiser
+
+    def watched(denoiser, w, null_label):
+        made.append((w, null_label))
+        return original(denoiser, w, null_label)
+
+    monkeypatch.setattr(module, "GuidedDenoiser", watched)
+    draw(configure, runs / "conditional", tmp_path / "out", "num_samples=1", "guidance=2.5")
+    assert made == [(2.5, 10)]
+
+
 def test_averaged_and_raw_weights_give_other_images(configure, runs, tmp_path):
     ema, raw = (
         draw(configure, runs / "conditional", tmp_path / w, "num_samples=1", f"weights={w}") for w in ("ema", "raw")

@@ -1,5 +1,6 @@
 import json
 import logging
+import signal
 
 import numpy as np
 import pytest
@@ -163,20 +164,39 @@ def test_a_run_measured_in_epochs_says_that_it_is_finished(configure, capsys):
     assert "is finished: 3 steps" in capsys.readouterr().out
 
 
-def test_grids_show_the_averaged_weights_without_dropout(configure, tmp_path):
+def test_the_final_loss_is_that_of_the_averaged_weights(configure):
+    """Measured after the end, or by the validation of the last step."""
+    settings = (*SMOKE, "optimizer.lr=0.02", "callbacks.samples=null")
+    within = train(configure(*settings, "trainer.val_check_interval=20", output_dir="a"))
+    after = train(configure(*settings, "trainer.val_check_interval=1000", output_dir="b"))
+    raw = train(configure(*settings, "callbacks.ema=null", output_dir="c"))
+    assert within == after
+    assert abs(raw - within) > 1e-3
+
+
+def test_signals_and_learning_rate_are_left_as_they_should_be(configure, tmp_path):
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    train(configure(*SMOKE, "trainer.max_steps=7", "lr_schedule.warmup_steps=100"))
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 7  # counted in steps
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(2e-4 * 8 / 100)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_grids_show_the_averaged_weights_without_dropout(configure, tmp_path, guidance):
     """As drawn from the checkpoint of the same step, by another way."""
+    from ddpm_lightning.diffusion.guidance import GuidedDenoiser
     from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
     from ddpm_lightning.generation import generate
     from ddpm_lightning.images import grid, to_uint8
 
-    train(
-        configure(
-            *SMOKE, "model.dropout=0.5", "optimizer.lr=0.02", "callbacks.ema.decay=0.8", "callbacks.samples.seed=3"
-        )
-    )
+    more = ("model.dropout=0.5", "optimizer.lr=0.02", "callbacks.ema.decay=0.8", "callbacks.samples.seed=3")
+    train(configure(*SMOKE, *more, f"callbacks.samples.guidance={guidance}"))
     pictures = {}
     for weights in ("ema", "raw"):
         denoiser = load_denoiser(tmp_path / "run", weights).denoiser
+        denoiser = GuidedDenoiser(denoiser, guidance, null_label=10)
         labels = [i % 10 for i in range(20)]
         images = torch.cat(list(generate(denoiser, DDIMSampler(5), (1, 8, 8), range(3, 23), labels)))
         pictures[weights] = grid(to_uint8(images), 10)
