@@ -236,7 +236,7 @@ def test_unipc_agrees_with_the_matrix_form_of_its_paper():
 
     x, past = x_T, []  # past: (time, x_0) of visited nodes
     for t, s in zip(times[:-1], times[1:], strict=True):
-        x_0 = denoiser(x, t)
+        x_0, predicted = denoiser(x, t), x
         if past:  # correct x, from the node before, now that x_0 here is known
             last, last_x, last_x0 = past[-1]
             h = lam(t) - lam(last)
@@ -252,8 +252,29 @@ def test_unipc_agrees_with_the_matrix_form_of_its_paper():
             r = (lam(q) - lam(t)) / h
             level_s = schedule(s)
             x = update(x, t, s, [], x_0) - level_s.alpha * math.expm1(-h) * 0.5 * (d - x_0) / r
-    ours = UniPCSampler(num_steps, clip_x0=False)(denoiser, x_T)
-    torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
+    last = list(UniPCSampler(num_steps, clip_x0=False).trajectory(denoiser, x_T))[-2]
+    assert last.s == 1  # at 0 the estimate is one of the two points, whatever led there
+    torch.testing.assert_close(last.x_s, predicted, rtol=1e-9, atol=1e-9)
+
+
+def test_dpm_solver_agrees_with_the_formulas_of_its_paper():
+    """Second implementation: Lu et al. (2022b), algorithm 2, on the uneven steps that rounded times make."""
+    schedule, denoiser = LinearSchedule(), TwoPoints(LinearSchedule())
+    x = x_T = torch.randn(4, 1, dtype=torch.float64)
+    times = visited_times(schedule, 12, "karras")
+    lam = {t: math.log(schedule(t).alpha / schedule(t).sigma) for t in times[:-1]}
+    before = None
+    for i, (t, s) in enumerate(zip(times[:-2], times[1:-1], strict=True)):
+        x_0, h = denoiser(x, t), lam[s] - lam[t]
+        D = x_0
+        if before is not None:
+            r = (lam[t] - lam[times[i - 1]]) / h
+            D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before
+        x = schedule(s).sigma / schedule(t).sigma * x - schedule(s).alpha * math.expm1(-h) * D
+        before = x_0
+    last = list(DPMSolverSampler(12, spacing="karras", clip_x0=False).trajectory(denoiser, x_T))[-2]
+    assert last.s == times[-2]
+    torch.testing.assert_close(last.x_s, x, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)

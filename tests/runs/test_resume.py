@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -124,6 +125,17 @@ def test_killed_and_resumed_goes_on_from_the_last_file_to_the_same_end(configure
     train(configure(*RUN, "name=killed", output_dir="runs/killed"))
     for part in ("state_dict", "ema", "optimizer_states"):
         assert_same(final(last.parent.parent)[part], expected[part], part)
+
+
+def test_signal_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    for end in ("on_exception", "on_train_end"):
+        callback = LastCheckpoint("x", 1)
+        trainer = SimpleNamespace(global_step=0, save_checkpoint=lambda path: None)
+        callback.on_train_start(trainer, None)
+        assert signal.getsignal(signal.SIGTERM) == callback._note
+        getattr(callback, end)(trainer, None, *([RuntimeError()] if end == "on_exception" else []))
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_second_ctrl_c_stops_at_once():
