@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from ddpm_lightning.runs.command import CONF
+from ddpm_lightning.runs.refusal import CONF
 
 ROOT = CONF.parent
 

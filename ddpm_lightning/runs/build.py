@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.refusal import Refusal
 
 MISTAKES = (ValueError, TypeError, IndexError, OSError, MisconfigurationException)
 

@@ -28,7 +28,8 @@ from ddpm_lightning.evaluation.fidelity import (
     precision_recall,
 )
 from ddpm_lightning.runs.build import MISTAKES, build, explain
-from ddpm_lightning.runs.command import Refusal, write_json
+from ddpm_lightning.runs.command import write_json
+from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.sample import generate_uint8, load, run_folder, settings, tag
 from ddpm_lightning.runs.sweep import RESULT
 

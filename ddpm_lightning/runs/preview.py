@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.runs.build import MISTAKES, build, explain
-from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.refusal import Refusal
 
 COLUMNS = 8
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from ddpm_lightning.checkpoint import find_checkpoint, read_checkpoint
-from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.refusal import Refusal
 
 # What shapes the weights must be the same in a run and in the one it goes on from: these groups and keys ...
 SHAPING = (

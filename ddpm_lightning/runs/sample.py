@@ -17,7 +17,8 @@ from ddpm_lightning.diffusion.samplers.spacing import visited_times
 from ddpm_lightning.generation import generate
 from ddpm_lightning.images import grid, save_png, to_uint8
 from ddpm_lightning.runs.build import MISTAKES, build, explain
-from ddpm_lightning.runs.command import Refusal, write_json
+from ddpm_lightning.runs.command import write_json
+from ddpm_lightning.runs.refusal import Refusal
 
 
 def sample(cfg: DictConfig) -> None:

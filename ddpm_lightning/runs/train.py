@@ -1,6 +1,5 @@
 """The training command: configuration -> data, module, trainer -> a run folder."""
 
-import copy
 import json
 import logging
 import math
@@ -13,27 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_lightning.callbacks.ema import averaged
 from ddpm_lightning.callbacks.last_checkpoint import Interrupted
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.callbacks.save_config import SaveConfig
 from ddpm_lightning.data.base import ImageDataModule
-from ddpm_lightning.diffusion.samplers.spacing import visited_times
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.runs.build import MISTAKES, build, explain
-from ddpm_lightning.runs.command import Refusal, write_json
+from ddpm_lightning.runs.check import check_devices, check_fit, check_values
+from ddpm_lightning.runs.command import write_json
+from ddpm_lightning.runs.describe import describe
+from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.resume import Start, find_start
 from ddpm_lightning.runs.sweep import RESULT
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 say = rank_zero_only(print)
 
@@ -113,26 +110,6 @@ def _hold(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def check_values(cfg: DictConfig) -> None:
-    """Refuse what Lightning would accept, and what would then fail late or silently."""
-    precision, clip = str(cfg.trainer.precision), cfg.trainer.gradient_clip_val
-    if precision not in PRECISIONS:  # half-precision weights would ruin the average and the schedule
-        raise Refusal(f"trainer.precision={precision}: must be one of {', '.join(PRECISIONS)}")
-    if clip is not None and not clip > 0:
-        raise Refusal(f"trainer.gradient_clip_val={clip}: must be above 0, or null for no clipping")
-    if precision == "16-mixed" and cfg.optimizer.get("fused") and clip:
-        raise Refusal("optimizer.fused=true: must be false for clipping at trainer.precision=16-mixed")
-    for key in ("accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
-        if cfg.trainer[key] < 1:
-            raise Refusal(f"trainer.{key}={cfg.trainer[key]}: must be at least 1")
-    if not cfg.trainer.limit_val_batches > 0:
-        raise Refusal(f"trainer.limit_val_batches={cfg.trainer.limit_val_batches}: must be above 0")
-    if cfg.trainer.max_steps == 0:
-        raise Refusal("trainer.max_steps=0: must be at least 1, or -1 for no limit")
-    if not 0 <= cfg.seed < 2**32:
-        raise Refusal(f"seed={cfg.seed}: must lie in [0, 2^32)")
-
-
 def _build_data(cfg: DictConfig) -> ImageDataModule:
     """The data module, its files in place, and its sizes checked, before anything is written."""
     data: ImageDataModule = build(cfg, "data")
@@ -143,78 +120,6 @@ def _build_data(cfg: DictConfig) -> ImageDataModule:
     except MISTAKES as mistake:
         raise Refusal(explain("data", mistake)) from mistake
     return data
-
-
-def check_devices(data: ImageDataModule, trainer: Any) -> None:
-    """Refuse more processes than there are cores, and batches for them that the set can't fill."""
-    cores = os.cpu_count() or 1
-    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
-        raise Refusal(f"trainer.devices={trainer.num_devices}: must lie in [1, {cores}], the cores of this machine")
-    try:
-        batches = len(data.train_dataloader())
-    except (ValueError, RuntimeError) as mistake:
-        raise Refusal(explain("data", mistake)) from mistake
-    interval = trainer.val_check_interval
-    if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > batches:
-        allowed = f"at most {batches}, the batches of an epoch, or trainer.check_val_every_n_epoch null"
-        raise Refusal(f"trainer.val_check_interval={interval}: must be {allowed}")
-
-
-def check_fit(cfg: DictConfig, data: ImageDataModule, module: DiffusionModule, callbacks: list[Any]) -> None:
-    """Refuse parts that are each right, but don't fit together."""
-    size = cfg.model.image_size
-    shape = (cfg.model.channels, *([size, size] if isinstance(size, int) else size))
-    if shape != data.image_shape:
-        raise Refusal(f"model.channels, model.image_size={shape}: must be those of the data, {data.image_shape}")
-    classes = module.num_classes
-    if classes is not None and classes < (data.num_classes or classes + 1):
-        allowed = (
-            "null for data without labels" if data.num_classes is None else f"at least {data.num_classes}, or null"
-        )
-        raise Refusal(f"model.num_classes={classes}: must be {allowed}")
-    for grids in (callback for callback in callbacks if isinstance(callback, SampleGrid)):
-        if grids.guidance and classes is None:
-            raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for a network without labels")
-        if grids.guidance and module.label_drop == 0:
-            raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for module.label_drop=0")
-        try:
-            visited_times(module.denoiser.schedule, grids.sampler.num_steps, grids.sampler.spacing)
-        except ValueError as mistake:
-            raise Refusal(explain("sampler", mistake)) from mistake
-
-
-def describe(name: str, data: ImageDataModule, module: DiffusionModule, trainer: Any) -> list[str]:
-    """What is about to run, in a few lines: sizes, cost, and length."""
-    net = module.denoiser.net
-    count, held_out = (len(data.split(split).images) for split in ("train", "val"))
-    devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-    batch = data.batch_size * devices * accumulated
-    steps = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 0) * (count // batch)
-    parts = ", ".join(f"{part} {count_parameters(child):.3f}" for part, child in net.named_children())
-    shape = "x".join(map(str, data.image_shape))
-    classes = f"{data.num_classes} classes" if data.num_classes else "unlabelled"
-    return [
-        f"{name}: {count} training and {held_out} held-out images, {shape}, {classes}",
-        f"network {count_parameters(net):.3f} M parameters ({parts}),"
-        f" {flops(module) / 1e9:.4g} GFLOP forward per image",
-        f"batch   {batch} = {data.batch_size} x {devices} devices x {accumulated} accumulated; {steps} steps,"
-        f" {steps * batch / count:.1f} epochs, {steps * batch} images",
-        f"device  {trainer.strategy.root_device.type}, {trainer.precision}",
-    ]
-
-
-def count_parameters(module: torch.nn.Module) -> float:
-    """In millions."""
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
-
-
-def flops(module: DiffusionModule) -> int:
-    """Floating-point operations of the network's forward pass for one image."""
-    net = copy.deepcopy(module.denoiser.net).to("meta")
-    image, time = torch.empty(1, *module.denoiser.image_shape, device="meta"), torch.empty(1, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(image, time, None)
-    return counter.get_total_flops()
 
 
 def _tensorboards(trainer: Any) -> list[TensorBoardLogger]:

@@ -12,7 +12,7 @@ from ddpm_lightning.diffusion.parameterization import CleanImage, Epsilon, Veloc
 from ddpm_lightning.diffusion.schedules.cosine import CosineSchedule
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
 from ddpm_lightning.diffusion.weighting import MinSNR, Uniform
-from ddpm_lightning.runs.command import CONF
+from ddpm_lightning.runs.refusal import CONF
 
 SHAPE = (1, 4, 4)
 

@@ -8,7 +8,7 @@ from ddpm_lightning.diffusion.forward import diffuse, noise_from_x0
 from ddpm_lightning.diffusion.level import NoiseLevel
 from ddpm_lightning.diffusion.parameterization import Velocity
 from ddpm_lightning.diffusion.schedules.cosine import CosineSchedule
-from ddpm_lightning.runs.command import CONF
+from ddpm_lightning.runs.refusal import CONF
 
 
 def load(name):

@@ -19,7 +19,7 @@ from ddpm_lightning.diffusion.samplers.unipc import UniPCSampler
 from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
 from ddpm_lightning.diffusion.schedules.cosine import CosineSchedule
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
-from ddpm_lightning.runs.command import CONF
+from ddpm_lightning.runs.refusal import CONF
 
 NAMES = group_options("sampler")
 

@@ -8,7 +8,7 @@ from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
 from ddpm_lightning.diffusion.schedules.cosine import CosineSchedule
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
 from ddpm_lightning.diffusion.schedules.sigmoid import SigmoidSchedule
-from ddpm_lightning.runs.command import CONF
+from ddpm_lightning.runs.refusal import CONF
 
 KS = (0, 1, 250, 500, 750, 999)
 # from an independent implementation in float64; k = t - 1

@@ -6,8 +6,8 @@ import torch
 from ddpm_lightning.data.cifar10 import CIFAR10
 from ddpm_lightning.data.resident import LabelledImages
 from ddpm_lightning.evaluation.features import Classifier, Extracted
-from ddpm_lightning.runs.command import Refusal
 from ddpm_lightning.runs.evaluate import accuracies, evaluate, score
+from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.train import train
 
 SMOKE = ("experiment=smoke", "callbacks.progress=null", "+trainer.enable_progress_bar=false", "callbacks.samples=null")

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from ddpm_lightning.data.digits import Digits
-from ddpm_lightning.runs.command import Refusal
 from ddpm_lightning.runs.preview import batch, preview
+from ddpm_lightning.runs.refusal import Refusal
 
 
 def test_a_preview_writes_pictures_and_prints_counts(configure, tmp_path, capsys):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.sample import sample
 from ddpm_lightning.runs.train import train
 
@@ -17,7 +17,7 @@ def runs(tmp_path_factory):
     """A conditional and an unconditional run of a few steps."""
     from hydra import compose, initialize_config_dir
 
-    from ddpm_lightning.runs.command import CONF
+    from ddpm_lightning.runs.refusal import CONF
 
     folder = tmp_path_factory.mktemp("runs")
     for name, more in (("conditional", []), ("unconditional", ["model.num_classes=null"])):

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_lightning.checkpoint import load_denoiser
-from ddpm_lightning.runs.command import Refusal
+from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.train import train
 
 SMOKE = ("experiment=smoke", "callbacks.progress=null", "+trainer.enable_progress_bar=false", "trainer.accelerator=cpu")
@@ -21,7 +21,7 @@ def smoke(tmp_path_factory):
     """A finished smoke run."""
     from hydra import compose, initialize_config_dir
 
-    from ddpm_lightning.runs.command import CONF
+    from ddpm_lightning.runs.refusal import CONF
 
     folder = tmp_path_factory.mktemp("smoke")
     with initialize_config_dir(str(CONF), version_base="1.3"):
