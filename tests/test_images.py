@@ -1,3 +1,4 @@
+import pytest
 import torch
 from PIL import Image
 
@@ -31,3 +32,18 @@ def test_png_files_hold_the_very_pixels(tmp_path):
         read = torch.from_numpy(__import__("numpy").array(Image.open(path)))
         assert torch.equal(read.view(5, 7, channels).permute(2, 0, 1), image)
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_interrupted_picture_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    save_png(torch.zeros(1, 5, 7, dtype=torch.uint8), path)
+    before = path.read_bytes()
+
+    def half(image, file, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        save_png(torch.ones(1, 5, 7, dtype=torch.uint8), path)
+    assert path.read_bytes() == before

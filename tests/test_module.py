@@ -209,3 +209,32 @@ def test_the_learning_rate_follows_its_schedule_and_a_resumed_run_takes_new_sett
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_held_out_noise_differs_from_time_to_time():
+    module, noises = make(val_times=2), []
+    pretend(module)
+
+    def note(net, args):
+        x_t, times, _ = args  # of black images: noise alone
+        noises.append(x_t / net.oracle.schedule(times + 1).like(x_t).sigma)
+
+    module.denoiser.net.register_forward_pre_hook(note)
+    module.validation_step((torch.zeros(7, 1, 4, 4), torch.zeros(7)), 0)
+    assert (noises[0] - noises[1]).abs().amin(dim=(1, 2, 3)).max() > 1e-3
+
+
+# 16f5
+
+
+def test_each_validation_of_a_run_has_the_same_times():
+    module = make()
+    pretend(module)
+    for _ in range(2):
+        module.on_validation_epoch_start()
+        module.validation_step((torch.zeros(7, 1, 4, 4), torch.zeros(7)), 0)
+    first, second = (times for times, _ in module.denoiser.net.asked)
+    assert torch.equal(first, second)
+
+
+# 16g

@@ -31,6 +31,9 @@ def check_values(cfg: DictConfig) -> None:
         raise Refusal(f"trainer.limit_val_batches={cfg.trainer.limit_val_batches}: must be above 0")
     if cfg.trainer.max_steps == 0:
         raise Refusal("trainer.max_steps=0: must be at least 1, or -1 for no limit")
+    threads = cfg.num_threads
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise Refusal(f"num_threads={threads}: must be an integer of at least 1, or null for all cores")
     if not 0 <= cfg.seed < 2**32:
         raise Refusal(f"seed={cfg.seed}: must lie in [0, 2^32)")
 

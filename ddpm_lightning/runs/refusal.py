@@ -20,7 +20,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 # What may be null though its default is not: a callback, a logger, and these
 NULLABLE = re.compile(
-    r"(callbacks|logger)\.\w+|(module\.denoiser\.net|model|data)\.num_classes|trainer\.gradient_clip_val|data\.split_sizes"
+    r"num_threads|(callbacks|logger)\.\w+|(module\.denoiser\.net|model|data)\.num_classes|trainer\.gradient_clip_val"
+    r"|data\.split_sizes"
 )
 
 

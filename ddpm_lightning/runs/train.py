@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -40,6 +41,8 @@ def train(cfg: DictConfig) -> float:
     _quieten()
     folder = _short(cfg.output_dir)
     check_values(cfg)
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = _build_data(cfg)
     cfg.data.num_classes = data.num_classes  # a folder of images says itself how many it has

@@ -209,3 +209,24 @@ def test_fuzzed_images_are_named_and_never_crash(sources, tmp_path, seed):
     assert packed.broken in ([], [1])
     assert np.array_equal(packed.images[0], decoded(sources[:1])[0])
     assert os.listdir(tmp_path / "cache")
+
+
+def test_packed_arrays_are_kept_apart_by_name_size_and_time(tmp_path):
+    def write(name, value, side=8, seconds=0):
+        Image.new("RGB", (side, side), (value, value, value)).save(tmp_path / name)  # bmp: one size for all contents
+        os.utime(tmp_path / name, (seconds, seconds))
+
+    def packed(name="a.bmp"):
+        return pack([File(tmp_path / name)], Preprocessing((3, 8, 8)), tmp_path / "cache").images
+
+    write("a.bmp", 1)
+    write("b.bmp", 2)
+    assert (packed() == 1).all()
+    assert (packed("b.bmp") == 2).all()
+    write("a.bmp", 3, seconds=1)
+    assert (packed() == 3).all()  # of the same size, but newer
+    write("a.bmp", 4, side=9, seconds=1)
+    assert (packed() == 4).all()  # of the same time, but larger
+
+
+# 27h (test_packing.py)

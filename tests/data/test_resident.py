@@ -121,3 +121,22 @@ def test_evaluation_sees_every_image_once_in_as_many_batches_on_each_rank(count,
     assert sorted(seen) == list(range(count))
     assert len({len(loader) for loader in loaders}) == 1
     assert all(0 < len(batch) <= 16 for loader in loaders for batch in labels(loader))
+
+
+def test_flips_differ_from_epoch_to_epoch_at_the_same_place():
+    ramps = LabelledImages(torch.arange(4, dtype=torch.uint8).expand(96, 1, 1, 4).contiguous(), torch.arange(96))
+    loader = TrainingLoader(ramps, 96, seed=0, flip=True)
+    first, second = (images[:, 0, 0, 0] > images[:, 0, 0, 3] for _ in range(2) for images, _ in loader)
+    assert 0.3 < (first == second).float().mean() < 0.7
+
+
+# 17j
+
+
+def test_order_and_flips_draw_from_streams_of_their_own():
+    """numpy's seeds do not tell (0, 5) from (0, 5, 0)."""
+    from ddpm_lightning.data.resident import FLIPS, ORDER
+
+    loader = TrainingLoader(LabelledImages(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4)), 4, 0, True)
+    streams = [torch.rand(9, generator=loader._generator(*key)) for key in ((ORDER, 5), (FLIPS, 5, 0))]
+    assert not torch.equal(*streams)

@@ -373,3 +373,12 @@ def test_calls_of_the_network_are_as_many_as_stated(name):
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", NAMES)
+def test_samplers_visit_the_times_of_their_spacing(name, spacing):
+    schedule = LinearSchedule(100)
+    sampler = instantiate(OmegaConf.load(CONF / "sampler" / f"{name}.yaml"), num_steps=7, spacing=spacing)
+    stages = sampler.trajectory(GaussianDenoiser(schedule, 0.2), torch.randn(1, 1, 2, 2))
+    assert [stage.s for stage in stages] == visited_times(schedule, 7, spacing)[1:]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import time
 
 import pytest
@@ -123,7 +124,7 @@ if sys.argv and sys.argv[0].endswith("train.py"):
 """
     )
     arguments = (*SMOKE[:2], "trainer=ddp_cpu", "trainer.max_steps=4", "trainer.val_check_interval=4", "name=ddp")
-    done = script("train.py", *arguments, PYTHONPATH=str(site))
+    done = script("train.py", *arguments, PYTHONPATH=os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
     ranks = [[json.loads(line) for line in (tmp_path / f"rank{r}.jsonl").read_text().splitlines()] for r in (0, 1)]
     assert [len(notes) for notes in ranks] == [4, 4]
     for mine, others in zip(*ranks, strict=True):

@@ -1,14 +1,18 @@
 """Every option of every group composes and builds; every experiment trains."""
 
+import inspect
+
 import pytest
 import torch
 from conftest import ROOT, group_options
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
 
 from ddpm_lightning.data.cifar10 import CIFAR10
 from ddpm_lightning.data.mnist import MNIST
 from ddpm_lightning.data.resident import LabelledImages
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.runs.refusal import CONF
 from ddpm_lightning.runs.train import train
 
 GROUPS = sorted(
@@ -90,3 +94,27 @@ def test_every_experiments_header_has_its_command(experiment):
     assert "python scripts/train.py" in header[1]
     assert experiment == "digits" or f"experiment={experiment}" in header[1]
     assert len(header) >= 3
+
+
+def test_runs_write_their_checkpoints_whole_or_not_at_all(configure):
+    from hydra.utils import instantiate
+
+    from ddpm_lightning.checkpoint import AtomicCheckpointIO
+
+    trainer = instantiate(configure("trainer.accelerator=cpu").trainer, _convert_="all", logger=False)
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(g, o) for g in ("schedule", "weighting", "distance", "parameterization") for o in group_options(g)],
+)
+def test_the_mathematics_options_are_their_classes_own_defaults(group, option):
+    node = OmegaConf.load(CONF / group / f"{option}.yaml")
+    parameters = inspect.signature(get_class(node._target_)).parameters
+    for name, value in node.items():
+        if name != "_target_":
+            assert value == parameters[name].default, name
+
+
+# 6c (test_schedules.py)

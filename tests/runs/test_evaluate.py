@@ -3,7 +3,9 @@ import json
 import pytest
 import torch
 
+import ddpm_lightning.runs.evaluate as module
 from ddpm_lightning.data.cifar10 import CIFAR10
+from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.data.resident import LabelledImages
 from ddpm_lightning.evaluation.features import Classifier, Extracted
 from ddpm_lightning.runs.evaluate import accuracies, evaluate, score
@@ -11,6 +13,11 @@ from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.train import train
 
 SMOKE = ("experiment=smoke", "callbacks.progress=null", "+trainer.enable_progress_bar=false", "callbacks.samples=null")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(root="unused", image_size=8, channels=1, batch_size=64, num_classes=10)
 
 
 @pytest.fixture
@@ -50,10 +57,7 @@ def test_the_same_command_gives_the_same_figures(configure, smoke):
     assert evaluate(configure(*cfg, command="evaluate")) == evaluate(configure(*cfg, command="evaluate"))
 
 
-def test_real_images_score_far_better_than_noise_and_copies_are_told():
-    from ddpm_lightning.data.digits import Digits
-
-    digits = Digits(root="unused", image_size=8, channels=1, batch_size=64, num_classes=10)
+def test_real_images_score_far_better_than_noise_and_copies_are_told(digits):
     train_split, held_out = digits.split("train"), digits.split("val")
     features = Classifier()
     features.fit(*train_split)
@@ -73,10 +77,7 @@ def test_real_images_score_far_better_than_noise_and_copies_are_told():
     assert real["precision"] > 0.8
 
 
-def test_one_class_alone_is_precise_and_recalls_little_and_accuracy_is_that_of_the_generated():
-    from ddpm_lightning.data.digits import Digits
-
-    digits = Digits(root="unused", image_size=8, channels=1, batch_size=64, num_classes=10)
+def test_one_class_alone_is_precise_and_recalls_little_and_accuracy_is_that_of_the_generated(digits):
     train_split, held_out = digits.split("train"), digits.split("val")
     features = Classifier()
     features.fit(*train_split)
@@ -91,7 +92,6 @@ def test_one_class_alone_is_precise_and_recalls_little_and_accuracy_is_that_of_t
 
 
 def test_colour_sets_are_scored_by_inception_with_a_warning_for_few_samples(configure, tmp_path, monkeypatch):
-    import ddpm_lightning.runs.evaluate as module
 
     class Tiny(module.Inception):
         """Inception's place and face, not its size."""
@@ -163,3 +163,21 @@ def test_a_checkpoint_does_not_decide_which_folders_are_made(configure, smoke, t
 def test_impossible_values_are_refused(configure, smoke, overrides, message):
     with pytest.raises(Refusal, match=message):
         evaluate(configure(f"ckpt={smoke}", *overrides, command="evaluate"))
+
+
+def test_an_evaluation_asks_for_every_class_in_turn_and_compares_with_the_training_split(
+    configure, smoke, monkeypatch, digits
+):
+    asked = []
+
+    def copies(cfg, loaded, sampler, labels):
+        asked.extend(labels)
+        return digits.split("train").images[: len(labels)]
+
+    monkeypatch.setattr(module, "generate_uint8", copies)
+    cfg = configure(f"ckpt={smoke}", "num_samples=25", "metrics=[memorisation]", command="evaluate")
+    assert evaluate(cfg) == 0
+    assert asked == [i % 10 for i in range(25)]
+
+
+# 22d

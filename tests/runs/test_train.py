@@ -219,6 +219,7 @@ def test_a_run_can_go_on_from_another_runs_checkpoint(configure, tmp_path):
         (("trainer.gradient_clip_val=-1",), "trainer.gradient_clip_val=-1: must be above 0"),
         (("trainer.val_check_interval=0",), "trainer.val_check_interval=0: must be at least 1"),
         (("trainer.devices=999",), "trainer.devices=999: must lie in"),
+        (("num_threads=0",), "num_threads=0: must be an integer of at least 1, or null"),
         (("seed=-1",), r"seed=-1: must lie in \[0, 2\^32\)"),
         (("data.batch_size=2000",), r"data.batch_size must lie in \[1, 1347\].*got 2000"),
         (("trainer.accumulate_grad_batches=50",), r"data.batch_size must lie in \[1, 26\].*got 32"),
