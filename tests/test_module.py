@@ -224,9 +224,6 @@ def test_held_out_noise_differs_from_time_to_time():
     assert (noises[0] - noises[1]).abs().amin(dim=(1, 2, 3)).max() > 1e-3
 
 
-# 16f5
-
-
 def test_each_validation_of_a_run_has_the_same_times():
     module = make()
     pretend(module)
@@ -235,6 +232,3 @@ def test_each_validation_of_a_run_has_the_same_times():
         module.validation_step((torch.zeros(7, 1, 4, 4), torch.zeros(7)), 0)
     first, second = (times for times, _ in module.denoiser.net.asked)
     assert torch.equal(first, second)
-
-
-# 16g

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 from filelock import FileLock
@@ -21,7 +19,7 @@ from ddpm_lightning.data.sources import Source
 LISTED = 10  # broken images named in an error
 CHUNK = 64  # images a task
 ON_ERROR = ("stop", "skip")
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, BadZipFile, ZlibError)
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 class Packed(NamedTuple):
@@ -105,6 +103,7 @@ def _write(
             out.seek(0)
             _write_header(out, shape)  # as long as the first: numpy leaves room for the count to change
         described = {
+            "fingerprint": array.stem,
             **preprocessing.description,
             "shape": shape,
             "broken": sorted(broken),

@@ -2,9 +2,21 @@
 
 import functools
 import io
+import struct
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, Protocol
+
+# What zipfile raises for archives that are damaged, one way or another
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    KeyError,
+    RuntimeError,
+)  # and NotImplementedError
 
 
 class Source(Protocol):
@@ -26,7 +38,10 @@ class File(NamedTuple):
     def open(self) -> IO[bytes]:
         if self.member is None:
             return open(self.path, "rb")
-        return io.BytesIO(open_archive(self.path).read(self.member))
+        try:
+            return io.BytesIO(open_archive(self.path).read(self.member))
+        except BROKEN_ARCHIVE as error:
+            raise OSError(f"{self} can't be read from its archive ({error})") from error
 
     def stamp(self) -> tuple[str, int, int]:
         if self.member is None:
@@ -47,7 +62,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (*BROKEN_ARCHIVE, OSError, ValueError) as error:
         raise ValueError(f"{path} must be a whole zip archive ({error}); remove it to have it fetched again") from error
     for name in archive.namelist():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:

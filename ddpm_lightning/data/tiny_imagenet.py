@@ -136,8 +136,8 @@ class TinyImageNet(PackedDataModule):
         try:
             with self._source(name).open() as file:
                 return [line for line in file.read().decode().splitlines() if line.strip()]
-        except (OSError, KeyError) as error:
-            raise ValueError(f"{self.archive} must hold {name}, as Tiny ImageNet does") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.archive} must hold {name}, as Tiny ImageNet does ({error})") from error
 
     def _files(self) -> dict[str, set[str]]:
         """The names in each folder."""

@@ -227,6 +227,3 @@ def test_packed_arrays_are_kept_apart_by_name_size_and_time(tmp_path):
     assert (packed() == 3).all()  # of the same size, but newer
     write("a.bmp", 4, side=9, seconds=1)
     assert (packed() == 4).all()  # of the same time, but larger
-
-
-# 27h (test_packing.py)

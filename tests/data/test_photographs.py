@@ -130,6 +130,27 @@ def test_the_archive_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_fuzzed_archives_are_refused_in_one_line_or_read(tmp_path, seed):
+    """Bytes changed anywhere, often in the directory at the end, and sometimes cut."""
+    rng = np.random.default_rng(seed)
+    path = write_zip(tmp_path / "a.zip", tiny_files())
+    content = bytearray(path.read_bytes())
+    start = 0 if seed % 3 else int(0.85 * len(content))
+    for _ in range(rng.integers(1, 20)):
+        content[rng.integers(start, len(content))] = rng.integers(256)
+    path.write_bytes(content[: rng.integers(1, len(content))] if seed % 5 == 4 else content)
+    said = ""
+    try:
+        data = tiny(tmp_path / "root", archive=str(path))
+        for images, labels in (data.split("train"), data.split("val")):
+            assert len(images) == len(labels) > 0
+    except ValueError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert not list((tmp_path / "root").rglob("*.part"))
+
+
 def test_classes_that_the_archive_lacks_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip", tiny_files())
     with pytest.raises(ValueError, match=r"num_classes must be null, or 2 as in wnids.txt, got 200"):

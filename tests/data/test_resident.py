@@ -130,9 +130,6 @@ def test_flips_differ_from_epoch_to_epoch_at_the_same_place():
     assert 0.3 < (first == second).float().mean() < 0.7
 
 
-# 17j
-
-
 def test_order_and_flips_draw_from_streams_of_their_own():
     """numpy's seeds do not tell (0, 5) from (0, 5, 0)."""
     from ddpm_lightning.data.resident import FLIPS, ORDER

@@ -122,6 +122,3 @@ def test_linear_betas_are_capped_below_twenty_steps():
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
     assert betas.max().item() == pytest.approx(0.999, rel=1e-9)
     assert betas[3].item() == pytest.approx((1e-4 + 3 / 9 * 0.0199) * 100, rel=1e-9)
-
-
-# 8b (test_samplers.py)

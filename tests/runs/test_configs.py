@@ -115,6 +115,3 @@ def test_the_mathematics_options_are_their_classes_own_defaults(group, option):
     for name, value in node.items():
         if name != "_target_":
             assert value == parameters[name].default, name
-
-
-# 6c (test_schedules.py)

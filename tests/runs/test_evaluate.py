@@ -178,6 +178,3 @@ def test_an_evaluation_asks_for_every_class_in_turn_and_compares_with_the_traini
     cfg = configure(f"ckpt={smoke}", "num_samples=25", "metrics=[memorisation]", command="evaluate")
     assert evaluate(cfg) == 0
     assert asked == [i % 10 for i in range(25)]
-
-
-# 22d
