@@ -27,12 +27,10 @@ def build(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
 def explain(key: str, mistake: Exception) -> str:
     """``schedule.num_steps must ...`` from a constructor's ``num_steps must ...``; ``key: ...`` from other words."""
     text = str(mistake)
-    name = text.partition(" ")[0]
-    return (
-        f"{key}.{text}"
-        if name.isidentifier() and text.partition(" ")[2].startswith(("must", "with", "holds", "needs", "names"))
-        else f"{key}: {text}"
-    )
+    first, _, rest = text.partition(" ")
+    name, given, _ = first.partition("=")
+    says = given or rest.startswith(("must", "with", "holds", "needs", "names", "and"))
+    return f"{key}.{text}" if name.isidentifier() and says else f"{key}: {text}"
 
 
 def _full_key(error: InstantiationException, key: str) -> str:

@@ -45,13 +45,7 @@ def evaluate(cfg: DictConfig) -> float:
         raise Refusal(f"metrics={list(cfg.metrics)}: must be a list of some of {', '.join(METRICS)}")
     loaded, sampler = load(cfg, LEAST_SAMPLES)
     data, train, held_out = _reference(cfg, loaded)
-    features: Features = (
-        build(cfg, "features") if cfg.get("features") else (Inception if data.image_shape[0] == 3 else Classifier)()
-    )
-    try:
-        features.fit(train.images, train.labels)
-    except MISTAKES as mistake:
-        raise Refusal(str(mistake)) from mistake
+    features = _features(cfg, data, train)
     if cfg.num_samples is None:
         cfg.num_samples = USUAL_SAMPLES if len(train.images) >= USUAL_SAMPLES / 5 else FEW_SAMPLES
     if cfg.num_samples < USUAL_SAMPLES and isinstance(features, Inception):
@@ -79,6 +73,19 @@ def evaluate(cfg: DictConfig) -> float:
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         write_json(Path(HydraConfig.get().runtime.output_dir) / RESULT, {"metrics": figures})
     return next(iter(figures.values()))
+
+
+def _features(cfg: DictConfig, data: ImageDataModule, train: LabelledImages) -> Features:
+    """The extractor that was asked for, or that suits the set, with what it has to learn."""
+    try:
+        if cfg.get("features"):
+            features: Features = build(cfg, "features")
+        else:
+            features = Inception() if data.image_shape[0] == 3 else Classifier()
+        features.fit(train.images, train.labels)
+    except MISTAKES as mistake:
+        raise Refusal(explain("features", mistake).replace("features.features", "features")) from mistake
+    return features
 
 
 def _earlier(path: Path, stated: dict[str, Any]) -> dict[str, float]:

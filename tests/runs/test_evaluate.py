@@ -128,6 +128,27 @@ def test_colour_sets_are_scored_by_inception_with_a_warning_for_few_samples(conf
         )
 
 
+def test_without_inceptions_weights_and_network_one_line_says_what_to_do(configure, tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*args, **kwargs):
+        raise URLError("no network")
+
+    def load(self, split):
+        return LabelledImages(torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 10)
+
+    monkeypatch.setattr(CIFAR10, "load", load)
+    monkeypatch.setattr(CIFAR10, "prepare_data", lambda self: None)
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    small = ("data=cifar10", "model=unet_tiny", "data.batch_size=4", "trainer.max_steps=1")
+    train(configure(*SMOKE, *small, output_dir="c"))
+    few = (f"ckpt={tmp_path / 'c'}", f"data.root={tmp_path}", "num_samples=20", "sampler.num_steps=1")
+    with pytest.raises(Refusal, match="features.weights must be the path of weights-inception-2015-12-05") as refusal:
+        evaluate(configure(*few, command="evaluate"))
+    assert "\n" not in str(refusal.value)
+
+
 def test_other_metrics_of_the_same_protocol_join_the_file(configure, smoke):
     for metrics in ("[fid]", "[kid]"):
         evaluate(
