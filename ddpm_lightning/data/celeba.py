@@ -13,34 +13,34 @@ from ddpm_lightning.data.sources import File, Source
 PARTITION = {"train": "0", "val": "1", "test": "2"}
 
 
-class CelebA(PackedDataModule):
-    """Colour photographs of faces, 178x218 pixels: 162 770 to train on, 19 867 held out.  Liu et al. (2015).
+class FaceAttributeSet(PackedDataModule):
+    """Photographs with yes-or-no attributes: with the name of one there are two classes, without and with it."""
 
-    Read from ``<root>/celeba/``: ``img_align_celeba/*.jpg`` and ``list_eval_partition.txt``, downloaded by torchvision
-    if they are missing. With the name of one of the 40 attributes of ``list_attr_celeba.txt`` as ``attribute`` there
-    are two classes, without and with it; otherwise no labels. ``split_sizes`` are the official sizes of train, val and
-    test, with which the list is compared; None to take it as it is.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        attribute: str | None = None,
-        split_sizes: Sequence[int] | None = (162_770, 19_867, 19_962),
-        num_classes: int | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, root: str, attribute: str | None = None, num_classes: int | None = None, **kwargs: Any) -> None:
         found = None if attribute is None else 2
         if num_classes not in (None, found):
             raise ValueError(f"num_classes must be {'null' if found is None else 'null or 2'}, got {num_classes}")
         super().__init__(root=root, num_classes=found, **kwargs)
         self.attribute = attribute
-        self.split_sizes = None if split_sizes is None else tuple(split_sizes)
-        self.folder = self.root / "celeba"
 
     @property
     def class_names(self) -> list[str] | None:
         return None if self.attribute is None else [f"not {self.attribute}", self.attribute]
+
+
+class CelebA(FaceAttributeSet):
+    """Colour photographs of faces, 178x218 pixels: 162 770 to train on, 19 867 held out.  Liu et al. (2015).
+
+    Read from ``<root>/celeba/``: ``img_align_celeba/*.jpg`` and ``list_eval_partition.txt``, downloaded by torchvision
+    if they are missing. ``attribute`` is one of the 40 of ``list_attr_celeba.txt``, or None for no labels.
+    ``split_sizes`` are the official sizes of train, val and test, with which the list is compared; None to take it as
+    it is.
+    """
+
+    def __init__(self, root: str, split_sizes: Sequence[int] | None = (162_770, 19_867, 19_962), **kwargs: Any) -> None:
+        super().__init__(root=root, **kwargs)
+        self.split_sizes = None if split_sizes is None else tuple(split_sizes)
+        self.folder = self.root / "celeba"
 
     def prepare_data(self) -> None:
         """Fetch what is missing. Raises FileNotFoundError that says what to put where."""

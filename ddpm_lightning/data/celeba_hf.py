@@ -3,7 +3,8 @@
 import io
 from typing import IO, Any, NamedTuple
 
-from ddpm_lightning.data.base import PackedDataModule, Split
+from ddpm_lightning.data.base import Split
+from ddpm_lightning.data.celeba import FaceAttributeSet
 from ddpm_lightning.data.sources import Source
 
 SPLITS = {"train": "train", "val": "valid"}
@@ -25,30 +26,12 @@ class HubImage(NamedTuple):
         return f"row {self.row} of the {self.table.split} split"
 
 
-class CelebAHub(PackedDataModule):
-    """The same photographs and splits as ``CelebA``, from the Hub's ``repository``; needs ``pip install -e '.[hf]'``.
+class CelebAHub(FaceAttributeSet):
+    """The photographs and splits of ``CelebA``, from the Hub's ``repository``; needs ``pip install -e '.[hf]'``."""
 
-    With the name of an attribute there are two classes, without and with it.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        repository: str = "flwrlabs/celeba",
-        attribute: str | None = None,
-        num_classes: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        found = None if attribute is None else 2
-        if num_classes not in (None, found):
-            raise ValueError(f"num_classes must be {'null' if found is None else 'null or 2'}, got {num_classes}")
-        super().__init__(root=root, num_classes=found, **kwargs)
+    def __init__(self, root: str, repository: str = "flwrlabs/celeba", **kwargs: Any) -> None:
+        super().__init__(root=root, **kwargs)
         self.repository = repository
-        self.attribute = attribute
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return None if self.attribute is None else [f"not {self.attribute}", self.attribute]
 
     def sources(self, split: Split) -> tuple[list[Source], list[int]]:
         try:
