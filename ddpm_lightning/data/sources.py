@@ -8,15 +8,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, Protocol
 
-# What zipfile raises for archives that are damaged, one way or another
-BROKEN_ARCHIVE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    KeyError,
-    RuntimeError,
-)  # and NotImplementedError
+# What zipfile raises for archives that are damaged, one way or another (NotImplementedError is a RuntimeError)
+BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, RuntimeError)
 
 
 class Source(Protocol):

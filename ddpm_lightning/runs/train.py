@@ -176,6 +176,7 @@ def _quieten() -> None:
     """Leave out what libraries print that says nothing of the run."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # we log by steps, which may be longer apart than a small set's epochs
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # of a run that goes on from another's file
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's
