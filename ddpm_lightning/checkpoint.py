@@ -74,8 +74,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"ckpt must be a checkpoint that this project wrote, got {path}, which can't be read safely ({reason})"
         ) from error
     parts = ("data", "model", "schedule", "parameterization", "module", "trainer", "callbacks")
-    lacks = [key for key in ("state_dict", "config", "global_step", "images_seen") if key not in content]
-    lacks = lacks or [f"config.{part}" for part in parts if not isinstance(content["config"].get(part), dict)]
+    found: dict[str, Any] = content if isinstance(content, dict) else {}
+    config = found.get("config")
+    config = config if isinstance(config, dict) else {}
+    lacks = [key for key in ("state_dict", "config", "global_step", "images_seen") if key not in found]
+    lacks += [f"config.{part}" for part in parts if not isinstance(config.get(part), dict)]
     if lacks:
         raise ValueError(f"ckpt must be a checkpoint that this project wrote, got {path}, which lacks {lacks[0]}")
     return content

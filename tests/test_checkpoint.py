@@ -54,6 +54,15 @@ def test_foreign_checkpoints_are_refused(tmp_path):
         load_denoiser(tmp_path / "x.ckpt")
 
 
+@pytest.mark.parametrize("config", [[1], None, {"model": [1]}])
+def test_checkpoints_with_a_broken_configuration_are_refused(tmp_path, config):
+    torch.save({"state_dict": {}, "config": config, "global_step": 1, "images_seen": 1}, tmp_path / "x.ckpt")
+    torch.save([1, 2], tmp_path / "y.ckpt")
+    for name, lacks in (("x", "config.data"), ("y", "state_dict")):
+        with pytest.raises(ValueError, match=f"which lacks {lacks}"):
+            load_denoiser(tmp_path / f"{name}.ckpt")
+
+
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     torch.save({"state_dict": {"a": torch.randn(1000)}, "config": {}, "global_step": 1}, tmp_path / "x.ckpt")
     whole = (tmp_path / "x.ckpt").read_bytes()

@@ -30,6 +30,8 @@ def explain(key: str, mistake: Exception) -> str:
     first, _, rest = text.partition(" ")
     name, given, _ = first.partition("=")
     says = given or rest.startswith(("must", "with", "holds", "needs", "names", "and"))
+    if name == key and says:  # the words name the whole group
+        return text
     return f"{key}.{text}" if name.isidentifier() and says else f"{key}: {text}"
 
 

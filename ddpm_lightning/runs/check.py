@@ -7,7 +7,9 @@ from omegaconf import DictConfig
 
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.data.base import ImageDataModule
+from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.diffusion.samplers.spacing import visited_times
+from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.runs.build import explain
 from ddpm_lightning.runs.refusal import Refusal
@@ -70,7 +72,12 @@ def check_fit(cfg: DictConfig, data: ImageDataModule, module: DiffusionModule, c
             raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for a network without labels")
         if grids.guidance and module.label_drop == 0:
             raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for module.label_drop=0")
-        try:
-            visited_times(module.denoiser.schedule, grids.sampler.num_steps, grids.sampler.spacing)
-        except ValueError as mistake:
-            raise Refusal(explain("sampler", mistake)) from mistake
+        check_sampler(grids.sampler, module.denoiser.schedule)
+
+
+def check_sampler(sampler: Sampler, schedule: NoiseSchedule) -> None:
+    """Refuse more moves than the schedule has steps."""
+    try:
+        visited_times(schedule, sampler.num_steps, sampler.spacing)
+    except ValueError as mistake:
+        raise Refusal(explain("sampler", mistake)) from mistake

@@ -1,6 +1,5 @@
 """The evaluation command: a checkpoint -> figures, with all it takes to get them again."""
 
-import hashlib
 import json
 import warnings
 from importlib.metadata import version
@@ -61,9 +60,7 @@ def evaluate(cfg: DictConfig) -> float:
         figures |= accuracies(features, images, torch.tensor(labels), held_out)
 
     stated = protocol(cfg, loaded, sampler, features, data)
-    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
-    name = f"{tag(cfg, loaded).rpartition('-')[0]}-{cfg.num_samples}-{digest[:6]}.json"
-    path = run_folder(loaded.path) / "evaluation" / name
+    path = run_folder(loaded.path) / "evaluation" / f"{tag(cfg, stated, cfg.num_samples)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"metrics": {**_earlier(path, stated), **figures}, "protocol": stated}
     write_json(path, record)
@@ -84,7 +81,7 @@ def _features(cfg: DictConfig, data: ImageDataModule, train: LabelledImages) -> 
             features = Inception() if data.image_shape[0] == 3 else Classifier()
         features.fit(train.images, train.labels)
     except MISTAKES as mistake:
-        raise Refusal(explain("features", mistake).replace("features.features", "features")) from mistake
+        raise Refusal(explain("features", mistake)) from mistake
     return features
 
 

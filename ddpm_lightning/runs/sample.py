@@ -13,10 +13,10 @@ from tqdm import tqdm
 from ddpm_lightning.checkpoint import Loaded, load_denoiser
 from ddpm_lightning.diffusion.guidance import GuidedDenoiser, X0Estimator
 from ddpm_lightning.diffusion.samplers.base import Sampler
-from ddpm_lightning.diffusion.samplers.spacing import visited_times
 from ddpm_lightning.generation import generate
 from ddpm_lightning.images import grid, save_png, to_uint8
-from ddpm_lightning.runs.build import MISTAKES, build, explain
+from ddpm_lightning.runs.build import MISTAKES, build
+from ddpm_lightning.runs.check import check_sampler
 from ddpm_lightning.runs.command import write_json
 from ddpm_lightning.runs.refusal import Refusal
 
@@ -26,7 +26,9 @@ def sample(cfg: DictConfig) -> None:
     loaded, sampler = load(cfg)
     num_classes = loaded.config["model"]["num_classes"]
     labels = _labels(cfg, num_classes)
-    folder = Path(cfg.output_dir) if cfg.output_dir else run_folder(loaded.path) / "samples" / tag(cfg, loaded)
+    described = settings(cfg, loaded)
+    described.pop("num_samples")  # more of the same images belong beside them
+    folder = Path(cfg.output_dir) if cfg.output_dir else run_folder(loaded.path) / "samples" / tag(cfg, described)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,10 +54,7 @@ def load(cfg: DictConfig, least_samples: int = 1) -> tuple[Loaded, Sampler]:
             str(error) if str(error).startswith(("ckpt", "weights")) else f"ckpt={cfg.ckpt} device={device}: {error}"
         ) from error
     sampler: Sampler = build(cfg, "sampler")
-    try:
-        visited_times(loaded.denoiser.schedule, sampler.num_steps, sampler.spacing)
-    except ValueError as error:
-        raise Refusal(explain("sampler", error)) from error
+    check_sampler(sampler, loaded.denoiser.schedule)
     for key, least, most in (("num_samples", least_samples, 2**31), ("batch_size", 1, 2**31), ("seed", 0, 2**62)):
         integer = isinstance(cfg[key], int) and not isinstance(cfg[key], bool)
         if cfg[key] is not None and not (integer and least <= cfg[key] < most):
@@ -84,7 +83,7 @@ def generate_uint8(cfg: DictConfig, loaded: Loaded, sampler: Sampler, labels: li
 
 def _labels(cfg: DictConfig, num_classes: int | None) -> list[int] | None:
     """A label for each image: the given one, or given ones in turn, or all classes in turn."""
-    given: Any = OmegaConf.to_container(cfg.label) if OmegaConf.is_list(cfg.label) else cfg.label
+    given = _given_label(cfg)
     if num_classes is None:
         if given is not None:
             raise Refusal(f"label={given}: must be null, as the checkpoint was trained without labels")
@@ -97,6 +96,12 @@ def _labels(cfg: DictConfig, num_classes: int | None) -> list[int] | None:
     return [chosen[i % len(chosen)] for i in range(cfg.num_samples)]
 
 
+def _given_label(cfg: DictConfig) -> Any:
+    """The label as it was given: an integer, a plain list, or None, as for commands without the key."""
+    label = cfg.get("label")
+    return OmegaConf.to_container(label) if OmegaConf.is_list(label) else label
+
+
 def run_folder(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint file belongs to."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -107,7 +112,7 @@ def settings(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
     kept = {key: cfg[key] for key in ("num_samples", "seed", "guidance")}
     return {
         **kept,
-        "label": OmegaConf.to_container(cfg.label) if OmegaConf.is_list(cfg.get("label")) else cfg.get("label"),
+        "label": _given_label(cfg),
         "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
         "weights": loaded.weights,
         "checkpoint": {"run": loaded.config.get("name"), "file": loaded.path.name, "sha256": loaded.sha256},
@@ -115,10 +120,8 @@ def settings(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def tag(cfg: DictConfig, loaded: Loaded) -> str:
-    """A name for the settings, short and unlike that of other settings: ``ddim-50-1f3a9c``."""
-    described = settings(cfg, loaded)
-    described.pop("num_samples")  # more of the same images belong beside them
+def tag(cfg: DictConfig, described: dict[str, Any], *parts: object) -> str:
+    """A name for what is described, short and unlike that of anything else: ``ddim-50-1f3a9c``."""
     name = cfg.sampler._target_.rpartition(".")[2].removesuffix("Sampler").lower()
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    return f"{name}-{cfg.sampler.num_steps}-{digest[:6]}"
+    return "-".join(map(str, (name, cfg.sampler.num_steps, *parts, digest[:6])))
