@@ -17,7 +17,7 @@ from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
 from ddpm_lightning.nn.unet import UNet
 
 PACKAGE = __name__.partition(".")[0]
-WEIGHTS = ("ema", "raw")
+EMA, RAW = "ema", "raw"  # the names of weights; further averages go by their decay
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -30,15 +30,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with open(part, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        try:
+            with open(part, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:  # such as a full disk
+            part.unlink(missing_ok=True)
+            raise
 
 
 class Loaded(NamedTuple):
-    """A denoiser in evaluation mode, the configuration it was trained with, and where its weights come from."""
+    """A denoiser in evaluation mode, the configuration it was trained with, and where its weights come from.
+
+    ``weights`` is the decay of their average, or "raw".
+    """
 
     denoiser: Denoiser
     config: dict[str, Any]
@@ -99,14 +106,19 @@ def build_from_file(node: Any, base: type) -> Any:
 
 
 def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Loaded:
-    """The denoiser of a checkpoint file or run folder, with averaged ("ema") or the optimizer's own ("raw") weights."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights}")
+    """The denoiser of a checkpoint file or run folder.
+
+    ``weights``: "ema", the average that validated; "raw", the optimizer's own; or an average's decay, such as "0.999".
+    """
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file)
     config = checkpoint["config"]
-    if weights == "ema" and "ema" not in checkpoint:
-        raise ValueError(f"weights must be raw, as {file} was trained without averages, got ema")
+    averages: dict[str, Any] = checkpoint.get("ema", {}).get("averages", {})
+    if weights == EMA and averages:
+        weights = next(iter(averages))
+    if weights != RAW and weights not in averages:
+        allowed = ", ".join([RAW, *([EMA] if averages else []), *averages])
+        raise ValueError(f"weights must be one of {allowed}, those of {file}, got {weights}")
     denoiser = Denoiser(
         build_from_file(config["model"], UNet),
         build_from_file(config["schedule"], NoiseSchedule),
@@ -116,7 +128,7 @@ def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device |
     prefix = "denoiser."
     state = checkpoint["state_dict"]
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    denoiser.load_state_dict(checkpoint["ema"]["weights"] if weights == "ema" else own)
+    denoiser.load_state_dict(own if weights == RAW else averages[weights])
     denoiser = denoiser.eval().requires_grad_(False).to(device)
     step, images_seen = checkpoint["global_step"], checkpoint["images_seen"]
     return Loaded(denoiser, config, file, step, weights, images_seen, _sha256(file))

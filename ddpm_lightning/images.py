@@ -1,14 +1,17 @@
 """Images in [-1, 1] as bytes, grids and files."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
 LEGIBLE_SIDE = 48  # pixels: smaller images are enlarged to at least this in grids
+CAPTION_HEIGHT = 14  # pixels
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -21,11 +24,29 @@ def to_unit(images: Tensor) -> Tensor:
     return (images.clamp(-1, 1) + 1) / 2
 
 
-def grid(images: Tensor, columns: int) -> Tensor:
-    """Images (N, C, H, W) uint8 as one picture (3, height, width) uint8, small ones enlarged by a whole factor."""
+def grid(images: Tensor, columns: int, captions: Sequence[str] | None = None) -> Tensor:
+    """Images (N, C, H, W) uint8 as one picture (3, height, width) uint8, small ones enlarged by a whole factor.
+
+    ``captions``, one for each image, stand above them; where every column has one caption, above the columns.
+    """
     factor = max(1, -(-LEGIBLE_SIDE // images.shape[-1]))
     enlarged = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(enlarged, nrow=columns, padding=2, pad_value=64)
+    if captions is None:
+        return make_grid(enlarged, nrow=columns, padding=2, pad_value=64)
+    if all(caption == captions[i % columns] for i, caption in enumerate(captions)):
+        head = [caption_strip(caption, enlarged.shape[-1]) for caption in captions[:columns]]
+        top = make_grid(torch.stack(head), nrow=columns, padding=2, pad_value=64)
+        return torch.cat([top[:, :-2], make_grid(enlarged, nrow=columns, padding=2, pad_value=64)], dim=1)
+    strips = torch.stack([caption_strip(caption, enlarged.shape[-1]) for caption in captions])
+    colour = enlarged.expand(-1, 3, -1, -1).to(strips.device)
+    return make_grid(torch.cat([strips, colour], dim=2), nrow=columns, padding=2, pad_value=64)
+
+
+def caption_strip(text: str, width: int) -> Tensor:
+    """White words on dark grey (3, CAPTION_HEIGHT, width) uint8, cut off where they don't fit."""
+    strip = Image.new("RGB", (width, CAPTION_HEIGHT), (64, 64, 64))
+    ImageDraw.Draw(strip).text((1, 1), text, fill=(255, 255, 255), font=ImageFont.load_default(size=10))
+    return torch.from_numpy(np.array(strip)).permute(2, 0, 1)
 
 
 def save_png(image: Tensor, path: Path) -> None:

@@ -1,6 +1,6 @@
 """What a training step is, and what a validation step is."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -11,11 +11,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.distance import MSE, Distance
-from ddpm_lightning.diffusion.loss import denoising_loss
+from ddpm_lightning.diffusion.distance import MSE
+from ddpm_lightning.diffusion.loss import Term, attempt, denoising_loss
 from ddpm_lightning.diffusion.noise import PerImageNoise
 from ddpm_lightning.diffusion.timesteps import Timesteps
-from ddpm_lightning.diffusion.weighting import Uniform, Weighting
+from ddpm_lightning.diffusion.weighting import Uniform
 from ddpm_lightning.lr_schedules import LRSchedule
 
 HELD_OUT_TIMES = 40
@@ -26,21 +26,25 @@ Batch = tuple[Tensor, Tensor]
 class DiffusionModule(L.LightningModule):
     """Trains a denoiser; its batches are (images (B, C, H, W) in [-1, 1], labels (B,)).
 
-    ``optimizer`` and ``lr_schedule`` give what their names say, the first from the parameters. With a conditional
-    net each label is dropped with probability ``label_drop``, Ho & Salimans (2022), algorithm 1.
-    ``val_times``: at how many of the 40 times each held-out image is tried. All randomness of a
-    training step is keyed by (seed, batches so far, rank): so ranks differ, and a resumed run repeats nothing.
+    The loss is the sum of the ``objective``'s terms. ``optimizer`` and ``lr_schedule`` give what their names say, the
+    first from the parameters. With a conditional net each label is dropped with probability ``label_drop``, Ho &
+    Salimans (2022), algorithm 1. ``offset_noise``: standard deviation of a further noise that is the same for all
+    pixels of a channel, Guttenberg (2023). ``input_perturbation``: standard deviation of noise that the network sees
+    but is not to predict, Ning et al. (2023), who take .1. ``val_times``: at how many of the 40 times each held-out
+    image is tried. All randomness of a training step is keyed by (seed, batches so far, rank): so ranks differ, and a
+    resumed run repeats nothing.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        weighting: Weighting,
-        distance: Distance,
+        objective: Mapping[str, Term],
         timesteps: Timesteps,
         optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
         lr_schedule: LRSchedule,
         label_drop: float = 0.1,
+        offset_noise: float = 0.0,
+        input_perturbation: float = 0.0,
         val_times: int = 1,
         seed: int = 0,
         compile: bool = False,
@@ -48,20 +52,27 @@ class DiffusionModule(L.LightningModule):
         super().__init__()
         if not 0 <= label_drop <= 1:
             raise ValueError(f"label_drop must lie in [0, 1], got {label_drop}")
+        for name, value in (("offset_noise", offset_noise), ("input_perturbation", input_perturbation)):
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if not objective:
+            raise ValueError("objective must have at least one term, got none")
         if not 1 <= val_times <= HELD_OUT_TIMES:
             raise ValueError(f"val_times must lie in [1, {HELD_OUT_TIMES}], got {val_times}")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
         self.denoiser = denoiser
-        self.weighting = weighting
-        self.distance = distance
+        self.objective = torch.nn.ModuleDict(objective)
         self.timesteps = timesteps
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.label_drop = label_drop
+        self.offset_noise = offset_noise
+        self.input_perturbation = input_perturbation
         self.val_times = val_times
         self.seed = seed
         self.val_loss = MeanMetric()
+        self.grad_norm = torch.zeros(())  # of the newest optimizer step, before clipping
         self.validated_images = 0
         self.validated_at: int | None = None  # the optimizer step of the newest held-out loss
         if compile:
@@ -79,11 +90,23 @@ class DiffusionModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, labels = batch
         t, weight = self.timesteps(len(images), self.denoiser.schedule.num_steps, images.device)
-        noise = torch.randn_like(images)
-        losses = denoising_loss(self.denoiser, self.weighting, self.distance, images, t, noise, self._drop(labels))
+        noise, perturbation = self._noise(images)
+        trial = attempt(self.denoiser, images, t, noise, self._drop(labels), perturbation)
+        terms = {name: term(self.denoiser, trial) for name, term in self.objective.items()}
+        losses = torch.stack(list(terms.values())).sum(0)
         loss = (weight * losses).mean()
+        self.timesteps.update(t, losses.detach())
         self.log("train/loss", loss, prog_bar=True)
+        if len(terms) > 1:
+            self.log_dict({f"train/{name}": (weight * term).mean() for name, term in terms.items()})
         return {"loss": loss, "losses": losses.detach(), "t": t}
+
+    def _noise(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is to be predicted, and what is added to it unseen: each like the images."""
+        noise = torch.randn_like(images)
+        if self.offset_noise:
+            noise = noise + self.offset_noise * torch.randn_like(images[:, :, :1, :1])
+        return noise, self.input_perturbation * torch.randn_like(images) if self.input_perturbation else None
 
     def _drop(self, labels: Tensor) -> Tensor | None:
         """Labels (B,), some replaced by the null class; None for a network without labels."""
@@ -94,6 +117,12 @@ class DiffusionModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The held-out loss: mean squared noise error at fixed times, spread evenly over 0..T, with fixed noise."""
+        for losses in self.held_out_losses(batch):
+            self.val_loss.update(losses)
+        self.log("val/loss", self.val_loss, prog_bar=True)
+
+    def held_out_losses(self, batch: Batch) -> Iterable[Tensor]:
+        """The held-out loss of each image of the next batch, (B,), at each of its times; batches must come in order."""
         images, labels = batch
         T = self.denoiser.schedule.num_steps
         label = None if self.num_classes is None else labels
@@ -105,8 +134,7 @@ class DiffusionModule(L.LightningModule):
             place = (torch.tensor(index) + k * HELD_OUT_TIMES // self.val_times) % HELD_OUT_TIMES
             t = (((2 * place + 1) * T).div(2 * HELD_OUT_TIMES, rounding_mode="floor") + 1).to(images.device)
             noise = PerImageNoise([HELD_OUT_TIMES * i + k for i in index], images.device).randn_like(images)
-            self.val_loss.update(denoising_loss(self.denoiser, Uniform(), MSE(), images, t, noise, label))
-        self.log("val/loss", self.val_loss, prog_bar=True)
+            yield denoising_loss(self.denoiser, Uniform(), MSE(), images, t, noise, label)
 
     def on_validation_epoch_start(self) -> None:
         self.validated_images = 0
@@ -116,9 +144,15 @@ class DiffusionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
+        total = self.total_steps
         # a plain function: of a callable object LambdaLR would save the settings, and a resumed run get the old ones
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(step))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, resumed or not; None if it has no end, or there is no trainer."""
+        return None if self._trainer is None else total_steps(self._trainer)
 
     def configure_gradient_clipping(
         self,
@@ -128,12 +162,30 @@ class DiffusionModule(L.LightningModule):
     ) -> None:
         plugin = self.trainer.precision_plugin
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+        if not (scaled and optimizer.param_groups[0].get("fused")):  # which unscales within its step
+            self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.log("train/grad_norm", self.grad_norm)
         if gradient_clip_val is None or scaled:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         # Lightning refuses to clip for fused optimizers in any mixed precision; without a scaler it is safe
         if gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-            return
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        self.log("train/grad_norm", norm)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.grad_norm)
+
+
+def total_steps(trainer: Any) -> int | None:
+    """Optimizer steps of a run, by ``max_steps`` or ``max_epochs``, whichever ends first; None if neither does.
+
+    (Lightning's own estimate makes it forget, if asked before a resumed run, where in the epoch it was.)
+    """
+    limits = []
+    if trainer.max_steps > 0:
+        limits.append(trainer.max_steps)
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        batches = trainer.datamodule.num_batches
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        limits.append(trainer.max_epochs * -(-batches // trainer.accumulate_grad_batches))
+    return min(limits, default=None)

@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,12 +8,13 @@ from torch import nn
 
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.distance import MSE
+from ddpm_lightning.diffusion.loss import Denoising, Term
 from ddpm_lightning.diffusion.parameterization import Epsilon
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
 from ddpm_lightning.diffusion.timesteps import TrainingTimes, UniformTimesteps
 from ddpm_lightning.diffusion.weighting import Uniform
 from ddpm_lightning.lr_schedules import Constant, Cosine
-from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.module import DiffusionModule, total_steps
 
 
 class Net(nn.Module):
@@ -33,8 +35,9 @@ class Net(nn.Module):
 def make(num_classes=None, T=1000, **kwargs):
     schedule = LinearSchedule(T)
     denoiser = Denoiser(Net(schedule, num_classes), schedule, Epsilon(), (1, 4, 4))
-    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.5), "lr_schedule": Constant(), **kwargs}
-    module = DiffusionModule(denoiser, Uniform(), MSE(), UniformTimesteps(), **settings)
+    optimizer = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.5), "lr_schedule": Constant()}
+    settings = {"objective": {"denoising": Denoising(Uniform(), MSE())}, "timesteps": UniformTimesteps(), **optimizer}
+    module = DiffusionModule(denoiser, **{**settings, **kwargs})
     module.log = lambda *args, **kwargs: None
     return module
 
@@ -77,8 +80,8 @@ def test_a_network_without_classes_gets_no_labels():
 
 def test_weights_of_the_times_enter_the_loss():
     class Heavy(UniformTimesteps):
-        def __call__(self, batch_size, num_steps, device):
-            t, weight = super().__call__(batch_size, num_steps, device)
+        def forward(self, batch_size, num_steps, device):
+            t, weight = super().forward(batch_size, num_steps, device)
             return TrainingTimes(t, 3 * weight)
 
     module = make()
@@ -88,15 +91,13 @@ def test_weights_of_the_times_enter_the_loss():
 
 
 def test_the_held_out_loss_does_not_depend_on_the_training_objective():
-    class Nothing(MSE):
-        def __call__(self, *args):
-            return 0 * super().__call__(*args[:2]) if len(args) == 2 and args[0].ndim == 4 else 0 * args[1]
+    class Nothing(Term):
+        def forward(self, denoiser, trial):
+            return 0 * trial.output.flatten(1).mean(1)
 
     images, found = torch.randn(50, 1, 4, 4), []
     for objective in (None, Nothing()):
-        module = make()
-        if objective:
-            module.weighting = module.distance = objective
+        module = make(**({"objective": {"nothing": objective}} if objective else {}))
         pretend(module)
         module.validation_step((images, torch.zeros(50)), 0)
         found.append(module.val_loss.compute().item())
@@ -185,17 +186,38 @@ def test_held_out_images_of_a_conditional_network_have_their_labels():
 
 
 def test_the_learning_rate_follows_its_schedule_and_a_resumed_run_takes_new_settings():
-    module = make(lr_schedule=Cosine(num_steps=10))
-    made = module.configure_optimizers()
-    schedule = made["lr_scheduler"]["scheduler"]
+    def made(total):
+        module = make(lr_schedule=Cosine(lr=0.5))
+        module._trainer = SimpleNamespace(max_steps=total, max_epochs=-1)
+        return module.configure_optimizers()
+
+    run = made(10)
+    optimizer, schedule = run["optimizer"], run["lr_scheduler"]["scheduler"]
     for step in range(10):
-        assert schedule.get_last_lr()[0] == pytest.approx(0.5 * Cosine(10)(step))
-        made["optimizer"].step()
+        assert schedule.get_last_lr()[0] == pytest.approx(0.25 * (1 + math.cos(math.pi * step / 10)))
+        optimizer.step()
         schedule.step()
-    longer = make(lr_schedule=Cosine(num_steps=20)).configure_optimizers()["lr_scheduler"]["scheduler"]
+    longer = made(20)["lr_scheduler"]["scheduler"]
     longer.load_state_dict(schedule.state_dict())
     longer.step()
-    assert longer.get_last_lr()[0] == pytest.approx(0.5 * Cosine(20)(11))
+    assert longer.get_last_lr()[0] == pytest.approx(0.25 * (1 + math.cos(math.pi * 11 / 20)))
+
+
+def test_the_length_of_a_run_counts_steps_or_epochs_whichever_ends_first():
+    def length(max_steps, max_epochs, limit=1.0, accumulate=1):
+        data = SimpleNamespace(num_batches=42)
+        trainer = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, datamodule=data)
+        trainer.limit_train_batches, trainer.accumulate_grad_batches = limit, accumulate
+        return total_steps(trainer)
+
+    assert length(-1, -1) is length(-1, None) is None
+    assert length(100, -1) == 100
+    assert length(-1, 3) == 126
+    assert length(100, 3) == 100
+    assert length(100, 2) == 84
+    assert length(-1, 3, accumulate=2) == 63
+    assert length(-1, 3, limit=10) == 30
+    assert length(-1, 3, limit=0.5) == 63
 
 
 @pytest.mark.parametrize(
@@ -204,6 +226,9 @@ def test_the_learning_rate_follows_its_schedule_and_a_resumed_run_takes_new_sett
         ({"label_drop": 1.5}, r"label_drop must lie in \[0, 1\], got 1.5"),
         ({"val_times": 41}, r"val_times must lie in \[1, 40\], got 41"),
         ({"seed": -1}, "seed must lie in"),
+        ({"offset_noise": -0.1}, "offset_noise must be at least 0, got -0.1"),
+        ({"input_perturbation": -0.1}, "input_perturbation must be at least 0, got -0.1"),
+        ({"objective": {}}, "objective must have at least one term"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

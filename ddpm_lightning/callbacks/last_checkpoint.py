@@ -20,8 +20,15 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+def is_due(trainer: Any, every_n_train_steps: int | None, every_n_epochs: int | None) -> bool:
+    """Whether something that comes every N steps or every N epochs, None for neither, comes after this batch."""
+    by_step = every_n_train_steps is not None and trainer.global_step % every_n_train_steps == 0
+    by_epoch = every_n_epochs is not None and (trainer.current_epoch + 1) % every_n_epochs == 0
+    return by_step or (by_epoch and trainer.is_last_batch)
+
+
 class LastCheckpoint(Checkpoint):
-    """Writes ``last.ckpt`` every N optimizer steps, at the end of training, and on SIGTERM or Ctrl-C.
+    """Writes ``last.ckpt`` every N optimizer steps or epochs, at the end of training, and on SIGTERM or Ctrl-C.
 
     After a signal the current optimizer step is finished first, accumulated batches included, and a validation that is
     due after it; then the state is saved, and ``Interrupted`` raised. A second Ctrl-C stops at once. (Lightning's own
@@ -30,11 +37,13 @@ class LastCheckpoint(Checkpoint):
     A ``Checkpoint`` for Lightning, which calls those last: so the file holds this step's averaged weights.
     """
 
-    def __init__(self, dirpath: str, every_n_train_steps: int) -> None:
-        if every_n_train_steps < 1:
-            raise ValueError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
+    def __init__(self, dirpath: str, every_n_train_steps: int | None, every_n_epochs: int | None = None) -> None:
+        for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_train_steps = every_n_train_steps
+        self.every_n_epochs = every_n_epochs
         self.step = 0
         self.due = self.stopping = False
         self.received: int | None = None
@@ -56,7 +65,7 @@ class LastCheckpoint(Checkpoint):
         self.step = trainer.global_step
         # ranks hear of a signal at different times, and must stop at the same step
         self.stopping = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-        self.due = self.stopping or self.step % self.every_n_train_steps == 0
+        self.due = self.stopping or is_due(trainer, self.every_n_train_steps, self.every_n_epochs)
         # a resumed run does not repeat a validation that was due: so it must be over, and its best score in the file
         if not trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             self._act(trainer)

@@ -9,6 +9,11 @@ from torch import Tensor
 QUARTERS = 4
 
 
+def quarter_of(t: Tensor, pl_module: Any) -> Tensor:
+    """The quarters 0..3 of T in which times (B,) lie."""
+    return (t - 1) * QUARTERS // pl_module.denoiser.schedule.num_steps
+
+
 class LossByTime(L.Callback):
     """Logs ``train/loss_q1`` (t nearest to the images) to ``train/loss_q4`` (nearest to noise).
 
@@ -22,8 +27,7 @@ class LossByTime(L.Callback):
         losses, t = outputs["losses"].float(), outputs["t"]
         if self.sums is None:
             self.sums = torch.zeros(2, QUARTERS, device=losses.device)
-        quarter = (t - 1) * QUARTERS // pl_module.denoiser.schedule.num_steps
-        self.sums.index_add_(1, quarter, torch.stack([losses, torch.ones_like(losses)]))
+        self.sums.index_add_(1, quarter_of(t, pl_module), torch.stack([losses, torch.ones_like(losses)]))
         if (
             batch_idx + 1
         ) % trainer.accumulate_grad_batches == 0 and trainer.global_step % trainer.log_every_n_steps == 0:

@@ -11,7 +11,7 @@ import torch
 
 from ddpm_lightning.data.packing import ON_ERROR, pack
 from ddpm_lightning.data.preprocessing import Preprocessing
-from ddpm_lightning.data.resident import EvaluationLoader, LabelledImages, TrainingLoader
+from ddpm_lightning.data.resident import EvaluationLoader, LabelledImages, TrainingLoader, batches_per_epoch
 from ddpm_lightning.data.sources import Source
 
 Split = Literal["train", "val"]
@@ -26,7 +26,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     ``image_size`` is H = W, or (H, W). ``num_classes`` is None where there are no labels. ``horizontal_flip``
     mirrors half of the training images. ``eval_batch_size`` is the batch of the held-out loss. ``device`` is where the
     training images are kept: "cpu", "cuda", ..., or "auto" for the accelerator that trains, if they take at most a
-    quarter of its free memory; there, no batch is copied from the host.
+    quarter of its free memory; there, no batch is copied from the host. ``overfit``: that many training images alone,
+    spread evenly over the split, are both splits.
     """
 
     needs_root = True  # whether there are files below root
@@ -42,6 +43,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         eval_batch_size: int = 256,
         seed: int = 0,
         device: str = "auto",
+        overfit: int | None = None,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -51,8 +53,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("overfit", overfit)):
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         try:
             torch.device("cpu" if device == "auto" else device)
@@ -66,6 +68,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.device = device
+        self.overfit = overfit
         self._splits: dict[Split, LabelledImages] = {}
 
     @abstractmethod
@@ -80,7 +83,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def split(self, split: Split) -> LabelledImages:
         """The split's arrays, loaded at the first call."""
         if split not in self._splits:
-            images, labels = self._splits[split] = self.load(split)
+            images, labels = self._splits[split] = self._load(split)
             if tuple(images.shape[1:]) != self.image_shape:
                 found = tuple(images.shape[1:])
                 raise ValueError(f"image_size and channels must be those of the set, {found}, got {self.image_shape}")
@@ -92,6 +95,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 raise ValueError(f"num_classes must be above the largest label, {labels.max()}, got {self.num_classes}")
         return self._splits[split]
 
+    def _load(self, split: Split) -> LabelledImages:
+        if self.overfit is None:
+            return self.load(split)
+        images, labels = self.load("train")
+        chosen = torch.arange(self.overfit) * len(images) // self.overfit
+        return LabelledImages(images[chosen], labels[chosen])
+
     def fingerprint(self, split: Split) -> str:
         """sha256 over a split's very pixels and labels, as training sees them before flips."""
         images, labels = self.split(split)
@@ -99,6 +109,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         for part in (*images.split(4096), labels):
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def num_batches(self) -> int:
+        """Of an epoch, on each device."""
+        accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return batches_per_epoch(len(self.split("train").images), self.batch_size, self._rank()[1], accumulate)
 
     def train_dataloader(self) -> TrainingLoader:
         rank, world_size = self._rank()

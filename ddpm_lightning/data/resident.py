@@ -30,6 +30,16 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * mirrored)
 
 
+def batches_per_epoch(count: int, batch_size: int, world_size: int, accumulate: int) -> int:
+    """For each rank, a multiple of ``accumulate``. Raises ValueError if there are too few images for one step."""
+    batches = count // (batch_size * world_size * accumulate) * accumulate
+    if batches == 0:
+        most = count // (world_size * accumulate)
+        shared = f"{count} training images for {world_size} devices and {accumulate} accumulated batches"
+        raise ValueError(f"batch_size must lie in [1, {most}] ({shared}), got {batch_size}")
+    return batches
+
+
 class TrainingLoader:
     """Shuffled batches ``(images (B, C, H, W) float32 in [-1, 1], labels (B,) int64)``, on the device of the data.
 
@@ -55,12 +65,7 @@ class TrainingLoader:
         self.flip = flip
         self.rank = rank
         self.world_size = world_size
-        count = len(data.images)
-        self.num_batches = count // (batch_size * world_size * accumulate) * accumulate
-        if self.num_batches == 0:
-            most = count // (world_size * accumulate)
-            shared = f"{count} training images for {world_size} devices and {accumulate} accumulated batches"
-            raise ValueError(f"batch_size must lie in [1, {most}] ({shared}), got {batch_size}")
+        self.num_batches = batches_per_epoch(len(data.images), batch_size, world_size, accumulate)
         self.epoch = 0
         self.next_batch = 0
 

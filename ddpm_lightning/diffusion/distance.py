@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,3 +37,18 @@ class Huber:
 
     def __call__(self, estimate: Tensor, target: Tensor) -> Tensor:
         return F.huber_loss(estimate, target, reduction="none", delta=self.delta).flatten(1).mean(1)
+
+
+class Mixture:
+    """The weighted sum ``mse`` * MSE + ``l1`` * L1 + ``huber`` * Huber(delta)."""
+
+    def __init__(self, mse: float = 0.5, l1: float = 0.5, huber: float = 0.0, delta: float = 1.0) -> None:
+        weights = (mse, l1, huber)
+        if min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(f"mse, l1, huber must be at least 0, and one of them above, got {weights}")
+        distances: tuple[Distance, ...] = (MSE(), L1(), Huber(delta))
+        self.parts = [(w, d) for w, d in zip(weights, distances, strict=True) if w > 0]
+
+    def __call__(self, estimate: Tensor, target: Tensor) -> Tensor:
+        weighted = [weight * distance(estimate, target) for weight, distance in self.parts]
+        return torch.stack(weighted).sum(0)

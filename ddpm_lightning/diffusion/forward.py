@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ddpm_lightning.diffusion.level import NoiseLevel
+from ddpm_lightning.diffusion.level import NoiseLevel, expand
 
 
 class Gaussian(NamedTuple):
@@ -40,11 +40,23 @@ def transition_variance(level_t: NoiseLevel, level_s: NoiseLevel) -> Tensor:
     return 1 - (level_t.alpha / level_s.alpha) ** 2
 
 
-def posterior(x_t: Tensor, x_0: Tensor, level_t: NoiseLevel, level_s: NoiseLevel) -> Gaussian:
-    """q(x_s | x_t, x_0) for s < t.  Ho et al. (2020), eq. 6-7, for a step of any length."""
+def learned_variance(fraction: Tensor, small: Tensor, large: Tensor) -> Tensor:
+    """Between two variances by a fraction of their logarithms, 0 for the small.  Nichol & Dhariwal (2021), eq. 15."""
+    return (fraction * large.log() + (1 - fraction) * small.log()).exp()
+
+
+def posterior(
+    x_t: Tensor, x_0: Tensor, level_t: NoiseLevel, level_s: NoiseLevel, beta: Tensor | None = None
+) -> Gaussian:
+    """q(x_s | x_t, x_0) for s < t.  Ho et al. (2020), eq. 6-7, for a step of any length.
+
+    ``beta`` is the transition's variance, of the levels' shape, where it is known better than from float32 levels.
+    """
     alpha_t, sigma_t = level_t.like(x_t)
     alpha_s, sigma_s = level_s.like(x_t)
-    beta = transition_variance(NoiseLevel(alpha_t, sigma_t), NoiseLevel(alpha_s, sigma_s))
+    if beta is None:
+        beta = transition_variance(level_t, level_s)
+    beta = expand(beta, x_t)
     weight_x0 = alpha_s * beta / sigma_t**2
     weight_xt = alpha_t / alpha_s * sigma_s**2 / sigma_t**2
     return Gaussian(weight_x0 * x_0 + weight_xt * x_t, beta * sigma_s**2 / sigma_t**2)

@@ -5,6 +5,19 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+def expand(scale: Tensor, x: Tensor) -> Tensor:
+    """Give a scale of shape () or (B,) the axes of ``x`` (B, ...), so that it multiplies it image by image.
+
+    Raises ValueError for any other shape: broadcasting it against the images would be silently wrong whenever B
+    equals their width.
+    """
+    if scale.ndim == 0:
+        return scale
+    if scale.shape != (len(x),):
+        raise ValueError(f"a level for {len(x)} images must have shape () or ({len(x)},), got {tuple(scale.shape)}")
+    return scale.view((-1,) + (1,) * (x.ndim - 1))
+
+
 class NoiseLevel(NamedTuple):
     """Scales of ``x_t = alpha x_0 + sigma noise``, with ``alpha^2 + sigma^2 = 1``.
 
@@ -25,16 +38,5 @@ class NoiseLevel(NamedTuple):
         return 2 * (self.alpha / self.sigma).log()
 
     def like(self, x: Tensor) -> "NoiseLevel":
-        """Give both scales the axes of ``x`` (B, ...), so that they multiply it image by image.
-
-        Raises ValueError unless the level has shape () or (B,): broadcasting anything else against
-        the images would be silently wrong whenever B equals their width.
-        """
-        if self.alpha.ndim == 0:
-            return self
-        if self.alpha.shape != (len(x),):
-            raise ValueError(
-                f"a level for {len(x)} images must have shape () or ({len(x)},), got {tuple(self.alpha.shape)}"
-            )
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        return NoiseLevel(self.alpha.view(shape), self.sigma.view(shape))
+        """Both scales with the axes of ``x`` (B, ...). Raises ValueError unless the level has shape () or (B,)."""
+        return NoiseLevel(expand(self.alpha, x), expand(self.sigma, x))

@@ -1,12 +1,19 @@
 """What the network's output means: the noise, the clean image, or the velocity between them."""
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ddpm_lightning.diffusion.forward import x0_from_noise
 from ddpm_lightning.diffusion.level import NoiseLevel
+
+
+class Estimate(NamedTuple):
+    """Of x_0 (B, C, H, W); and like it, how far a learned variance lies between its bounds, None if none is learned."""
+
+    x_0: Tensor
+    fraction: Tensor | None
 
 
 @runtime_checkable

@@ -40,6 +40,7 @@ class UNet(nn.Module):
     - ``num_heads``, or ``head_channels``, the width of each head, which takes precedence if given.
     - ``num_classes``: None for a network without labels; otherwise a null class is added, with that index.
     - ``checkpointing``: recompute the residual blocks in the backward pass, for less memory.
+    - ``learned_variance``: twice the output channels, the second half for the variance.  Nichol & Dhariwal (2021).
 
     Raises ValueError for combinations that do not fit together.
     """
@@ -58,6 +59,7 @@ class UNet(nn.Module):
         time_conditioning: str = "additive",
         num_classes: int | None = None,
         checkpointing: bool = False,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -72,6 +74,7 @@ class UNet(nn.Module):
             num_classes,
         )
         self.num_classes = num_classes
+        self.learned_variance = learned_variance
         width = 4 * base_channels
 
         def heads(channels: int, level: int) -> int | None:
@@ -116,7 +119,8 @@ class UNet(nn.Module):
             if level != 0:
                 self.up.append(Upsample(current))
 
-        self.head = nn.Sequential(group_norm(current), nn.SiLU(), zero_init(nn.Conv2d(current, channels, 3, padding=1)))
+        last = nn.Conv2d(current, 2 * channels if learned_variance else channels, 3, padding=1)
+        self.head = nn.Sequential(group_norm(current), nn.SiLU(), zero_init(last))
 
     def forward(self, x: Tensor, times: Tensor, label: Tensor | None = None) -> Tensor:
         embedding = self.time_embedding(times)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.runs.refusal import Refusal
 
+EXTRAS = {"wandb": "wandb", "datasets": "hf"}  # what to install for a package that is missing
 MISTAKES = (ValueError, TypeError, IndexError, OSError, MisconfigurationException)
 
 
@@ -21,6 +22,9 @@ def build(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         where = command_line_key(cfg, _full_key(error, key))
         if isinstance(cause, MISTAKES):
             raise Refusal(explain(where, cause)) from error
+        if isinstance(cause, ImportError):
+            extra = next((extra for name, extra in EXTRAS.items() if name in str(cause)), None)
+            raise Refusal(f"{where}: needs pip install -e '.[{extra}]'" if extra else f"{where}: {cause}") from error
         raise Refusal(f"{where}: {str(error).partition('full_key')[0]}") from error
 
 

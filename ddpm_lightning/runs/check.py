@@ -7,10 +7,12 @@ from omegaconf import DictConfig
 
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.data.base import ImageDataModule
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.loss import Denoising, VariationalBound
+from ddpm_lightning.diffusion.parameterization import Epsilon
 from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.diffusion.samplers.spacing import visited_times
-from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
-from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.module import DiffusionModule, total_steps
 from ddpm_lightning.runs.build import explain
 from ddpm_lightning.runs.refusal import Refusal
 
@@ -46,7 +48,8 @@ def check_devices(data: ImageDataModule, trainer: Any) -> None:
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
         raise Refusal(f"trainer.devices={trainer.num_devices}: must lie in [1, {cores}], the cores of this machine")
     try:
-        batches = len(data.train_dataloader())
+        batches = data.num_batches
+        data.train_dataloader()
     except (ValueError, RuntimeError) as mistake:
         raise Refusal(explain("data", mistake)) from mistake
     interval = trainer.val_check_interval
@@ -55,12 +58,21 @@ def check_devices(data: ImageDataModule, trainer: Any) -> None:
         raise Refusal(f"trainer.val_check_interval={interval}: must be {allowed}")
 
 
+def check_length(module: DiffusionModule, trainer: Any) -> None:
+    """Refuse a learning-rate schedule that does not suit the run's length."""
+    try:
+        module.lr_schedule(0, total_steps(trainer))
+    except ValueError as mistake:
+        raise Refusal(explain("lr_schedule", mistake)) from mistake
+
+
 def check_fit(cfg: DictConfig, data: ImageDataModule, module: DiffusionModule, callbacks: list[Any]) -> None:
     """Refuse parts that are each right, but don't fit together."""
     size = cfg.model.image_size
     shape = (cfg.model.channels, *([size, size] if isinstance(size, int) else size))
     if shape != data.image_shape:
         raise Refusal(f"model.channels, model.image_size={shape}: must be those of the data, {data.image_shape}")
+    check_objective(module)
     classes = module.num_classes
     if classes is not None and classes < (data.num_classes or classes + 1):
         allowed = (
@@ -72,12 +84,34 @@ def check_fit(cfg: DictConfig, data: ImageDataModule, module: DiffusionModule, c
             raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for a network without labels")
         if grids.guidance and module.label_drop == 0:
             raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for module.label_drop=0")
-        check_sampler(grids.sampler, module.denoiser.schedule)
+        check_sampler(grids.sampler, module.denoiser)
 
 
-def check_sampler(sampler: Sampler, schedule: NoiseSchedule) -> None:
-    """Refuse more moves than the schedule has steps."""
+def check_objective(module: DiffusionModule) -> None:
+    """Refuse terms that would learn nothing, or leave a part of the network untrained."""
+    denoiser = module.denoiser
+    terms = list(module.objective.values())
+    if denoiser.schedule.ends_in_noise:
+        if isinstance(denoiser.parameterization, Epsilon):
+            raise Refusal("schedule.zero_terminal_snr=true: must be false for parameterization=epsilon; allowed: v, x0")
+        if any(isinstance(term, Denoising) and term.space == "noise" for term in terms):
+            raise Refusal(
+                "schedule.zero_terminal_snr=true: must be false for objective.denoising.space=noise, where t = T has"
+                " weight 0; allowed: objective.denoising.space=output"
+            )
+    learns = getattr(denoiser.net, "learned_variance", False)
+    bounds = [term.variance for term in terms if isinstance(term, VariationalBound)]
+    if "learned" in bounds and not learns:
+        raise Refusal("model.learned_variance=false: must be true for objective.bound.variance=learned")
+    if learns and "learned" not in bounds:
+        raise Refusal("model.learned_variance=true: must be false for an objective that trains no variance")
+
+
+def check_sampler(sampler: Sampler, denoiser: Denoiser) -> None:
+    """Refuse more moves than the schedule has steps, and a variance that the network has not learned."""
     try:
-        visited_times(schedule, sampler.num_steps, sampler.spacing)
+        visited_times(denoiser.schedule, sampler.num_steps, sampler.spacing)
     except ValueError as mistake:
         raise Refusal(explain("sampler", mistake)) from mistake
+    if sampler.learned_variance and not getattr(denoiser.net, "learned_variance", False):
+        raise Refusal("sampler.variance=learned: must be small or large for a network that learns none")

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lightning.runs.refusal import Refusal, check_types, explain_hydra, explain_python, innermost
+from ddpm_lightning.runs.refusal import Failure, Refusal, check_types, explain_hydra, explain_python, innermost
 
 JOB_RECORD = "job.json"  # what became of a job of a sweep
 JOB_CONFIG = ".job.yaml"
@@ -43,6 +43,11 @@ def job(task: Task) -> Task:
         try:
             check_types(cfg)
             return task(cfg)
+        except Failure as failure:
+            if _wants_traceback():
+                raise
+            _say(str(failure))
+            raise SystemExit(1) from None
         except Refusal as refusal:
             if _wants_traceback():
                 raise
@@ -69,6 +74,10 @@ def _one_of_many(task: Task, cfg: DictConfig, folder: Path) -> Any:
     except Refusal as refusal:
         record |= {"status": "refused", "error": str(refusal)}
         _say(str(refusal))
+        return math.nan
+    except Failure as failure:
+        record |= {"status": "failed", "error": str(failure)}
+        _say(str(failure))
         return math.nan
     except Exception as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}

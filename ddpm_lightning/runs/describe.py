@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_lightning.data.base import ImageDataModule
-from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.module import DiffusionModule, total_steps
 
 
 def describe(name: str, data: ImageDataModule, module: DiffusionModule, trainer: Any) -> list[str]:
@@ -16,7 +16,7 @@ def describe(name: str, data: ImageDataModule, module: DiffusionModule, trainer:
     count, held_out = (len(data.split(split).images) for split in ("train", "val"))
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     batch = data.batch_size * devices * accumulated
-    steps = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 0) * (count // batch)
+    steps = total_steps(trainer) or 0
     parts = ", ".join(f"{part} {count_parameters(child):.3f}" for part, child in net.named_children())
     shape = "x".join(map(str, data.image_shape))
     classes = f"{data.num_classes} classes" if data.num_classes else "unlabelled"

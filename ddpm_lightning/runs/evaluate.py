@@ -158,7 +158,6 @@ def protocol(
         "versions": {name: version(name) for name in ("torch-fidelity", "torch", "scikit-learn")},
         "device": str(next(loaded.denoiser.parameters()).device),
         "quantisation": "uint8, rounded",
-        "ema_decay": (loaded.config["callbacks"].get("ema") or {}).get("decay") if loaded.weights == "ema" else None,
         "training_seed": loaded.config.get("seed"),
         "images_seen": loaded.images_seen,
         "T": loaded.denoiser.schedule.num_steps,
@@ -173,7 +172,7 @@ def one_line(figures: dict[str, float], p: dict[str, Any]) -> str:
     reference, features, sampler, checkpoint = p["reference"], p["features"], p["sampler"], p["checkpoint"]
     extra = " ".join(f"{k}={v}" for k, v in sampler.items() if k not in ("_target_", "num_steps"))
     first = next(iter(figures.items()))
-    averaged = f"ema {p['ema_decay']}" if p["weights"] == "ema" else "raw"
+    averaged = p["weights"] if p["weights"] == "raw" else f"ema {p['weights']}"
     last_seed = p["seed"] + p["num_samples"] - 1
     return " | ".join(
         [

@@ -20,13 +20,18 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 # What may be null though its default is not: a callback, a logger, and these
 NULLABLE = re.compile(
-    r"num_threads|(callbacks|logger)\.\w+|(module\.denoiser\.net|model|data)\.num_classes|trainer\.gradient_clip_val"
+    r"num_threads|callbacks\.(samples|checkpoint|last)\.every_n_train_steps|(callbacks|logger)\.\w+"
+    r"|(module\.denoiser\.net|model|data)\.num_classes|trainer\.gradient_clip_val"
     r"|data\.split_sizes"
 )
 
 
 class Refusal(Exception):
     """What was asked for can't be done. One line that names the key, the value, and what is allowed."""
+
+
+class Failure(Exception):
+    """A run could not go on. One line that says why, and what to do."""
 
 
 def check_types(cfg: DictConfig) -> None:

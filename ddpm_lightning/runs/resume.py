@@ -11,11 +11,12 @@ from ddpm_lightning.runs.refusal import Refusal
 # What shapes the weights must be the same in a run and in the one it goes on from: these groups and keys ...
 SHAPING = (
     *("seed", "data", "model", "schedule", "parameterization", "distance", "weighting", "timesteps", "optimizer"),
-    *("lr_schedule", "module.label_drop", "callbacks.ema", "trainer.precision", "trainer.devices", "trainer.num_nodes"),
+    *("lr_schedule", "objective", "module.label_drop", "module.offset_noise", "module.input_perturbation"),
+    *("callbacks.ema", "trainer.precision", "trainer.devices", "trainer.num_nodes"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
 )
 # ... but for where the data are, and how long the run is.
-FREE = ("data.root", "data.cache", "data.archive", "data.device", "data.eval_batch_size", "lr_schedule.num_steps")
+FREE = ("data.root", "data.cache", "data.archive", "data.device", "data.eval_batch_size")
 
 
 class Start(NamedTuple):

@@ -48,13 +48,13 @@ def load(cfg: DictConfig, least_samples: int = 1) -> tuple[Loaded, Sampler]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        loaded = load_denoiser(cfg.ckpt, cfg.weights, device)
+        loaded = load_denoiser(cfg.ckpt, str(cfg.weights), device)
     except (*MISTAKES, KeyError, RuntimeError, ImportError) as error:
         raise Refusal(
             str(error) if str(error).startswith(("ckpt", "weights")) else f"ckpt={cfg.ckpt} device={device}: {error}"
         ) from error
     sampler: Sampler = build(cfg, "sampler")
-    check_sampler(sampler, loaded.denoiser.schedule)
+    check_sampler(sampler, loaded.denoiser)
     for key, least, most in (("num_samples", least_samples, 2**31), ("batch_size", 1, 2**31), ("seed", 0, 2**62)):
         integer = isinstance(cfg[key], int) and not isinstance(cfg[key], bool)
         if cfg[key] is not None and not (integer and least <= cfg[key] < most):

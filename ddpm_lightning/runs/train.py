@@ -1,5 +1,6 @@
 """The training command: configuration -> data, module, trainer -> a run folder."""
 
+import errno
 import json
 import logging
 import math
@@ -21,15 +22,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks.ema import averaged
 from ddpm_lightning.callbacks.last_checkpoint import Interrupted
+from ddpm_lightning.callbacks.non_finite import NotFinite
+from ddpm_lightning.callbacks.overfit_check import OverfitCheck
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.callbacks.save_config import SaveConfig
+from ddpm_lightning.callbacks.throughput import Throughput
+from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.runs.build import MISTAKES, build, explain
-from ddpm_lightning.runs.check import check_devices, check_fit, check_values
+from ddpm_lightning.runs.check import check_devices, check_fit, check_length, check_values
 from ddpm_lightning.runs.command import write_json
-from ddpm_lightning.runs.describe import describe
-from ddpm_lightning.runs.refusal import Refusal
+from ddpm_lightning.runs.describe import describe, flops
+from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.resume import Start, find_start
 from ddpm_lightning.runs.sweep import RESULT
 
@@ -60,14 +65,18 @@ def train(cfg: DictConfig) -> float:
 def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder: Path, start: Start) -> float:
     module: DiffusionModule = build(cfg, "module")
     try:
-        module.configure_optimizers()
+        module.optimizer(module.parameters())
     except MISTAKES as mistake:
         raise Refusal(f"optimizer: {mistake}; allowed: lr, weight_decay at least 0, betas two in [0, 1)") from mistake
     # null turns one off: callbacks.ema=null
     callbacks, loggers = ([made for made in build(cfg, key).values() if made] for key in ("callbacks", "logger"))
     trainer: Any = build(cfg, "trainer", callbacks=[SaveConfig(config), *callbacks], logger=loggers)
-    data.trainer = trainer
+    data.trainer, trainer.datamodule = trainer, data
+    for callback in callbacks:
+        if isinstance(callback, Throughput) and callback.flops is None:
+            callback.flops = flops(module)
     check_devices(data, trainer)
+    check_length(module, trainer)
     check_fit(cfg, data, module, callbacks)
 
     if trainer.is_global_zero:
@@ -85,7 +94,35 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
         raise SystemExit(128 + stopped.signum) from None
     except MisconfigurationException as mistake:
         raise Refusal(explain("trainer", mistake)) from mistake
+    except NotFinite as stopped:
+        raise Failure(f"{stopped}; {_way_back(folder)}") from stopped
+    except (torch.OutOfMemoryError, RuntimeError, OSError) as error:
+        raise (_explained(error, cfg, folder) or error) from error
     return _finish(cfg, trainer, module, data, folder)
+
+
+def _way_back(folder: Path) -> str:
+    """How a run goes on that failed."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return "there is no checkpoint to go back to yet; try a lower optimizer.lr or another trainer.precision"
+    step = read_checkpoint(last)["global_step"]
+    return f"the same command with on_nan=skip goes back to {last}, of step {step}, and leaves such steps out"
+
+
+def _explained(error: Exception, cfg: DictConfig, folder: Path) -> Failure | None:
+    """What ran out, and what to do; None for other errors."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return Failure(
+            f"out of memory with data.batch_size={cfg.data.batch_size}: try a smaller one with"
+            " trainer.accumulate_grad_batches, model.checkpointing=true, or trainer.precision=bf16-mixed"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Failure(
+            f"{folder} can't be written ({error.strerror}); the checkpoints in it are whole, and the same command goes"
+            " on from the last when there is space"
+        )
+    return None
 
 
 @contextmanager
@@ -152,6 +189,10 @@ def _finish(cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageD
     say(f"next        {python} scripts/sample.py ckpt={folder} num_samples=64 sampler=dpm_solver sampler.num_steps=20")
     say(f"            {python} scripts/evaluate.py ckpt={folder}")
     say(f"            {python.parent / 'tensorboard'} --logdir {folder.parent}")
+    for check in (callback for callback in trainer.callbacks if isinstance(callback, OverfitCheck)):
+        if check.failures:
+            raise Failure(f"the batch is not learned: {', and '.join(check.failures)}")
+        say(f"the batch is learned: samples are at most {check.distance.max():.3f} from its images")
     return loss
 
 

@@ -38,14 +38,14 @@ class Run:
 
     @property
     def average(self):
-        return self.ema.averages["weight"].item()
+        return self.ema.averages[self.ema.names[0]]["weight"].item()
 
 
 def test_a_thousand_updates_leave_the_known_share_of_the_start():
     module = Module(1.0)
     run = Run(EMA(0.999, warmup=False), module)
     module.denoiser.double()
-    run.ema.averages = {"weight": torch.ones(1, 1, dtype=torch.float64)}
+    run.ema.averages = {"0.999": {"weight": torch.ones(1, 1, dtype=torch.float64)}}
     for _ in range(1000):
         run.step(0.0)
     assert run.average == pytest.approx(0.367695424771, rel=1e-9)  # 0.999^1000
@@ -59,7 +59,7 @@ def test_warm_up_follows_its_formula():
         decay = (1 + n) / (10 + n)
         expected = decay * expected + (1 - decay) * n
         assert run.average == pytest.approx(expected, rel=1e-5)
-    assert EMA(0.5).decay_at(1000) == 0.5
+    assert EMA(0.5).decay_at(1000, 0.5) == 0.5
 
 
 def test_before_the_start_step_the_average_is_a_copy():
@@ -134,7 +134,42 @@ def test_without_averages_the_context_does_nothing():
         assert module.value == 4.0
 
 
-@pytest.mark.parametrize("settings", [{"decay": 1.0}, {"decay": -0.1}, {"start_step": -1}])
+def test_several_averages_are_those_of_as_many_runs_and_each_can_be_put_in_place():
+    several, alone = Run(EMA([0.9, 0.5]), Module()), [Run(EMA(decay), Module()) for decay in (0.9, 0.5)]
+    for value in torch.randn(12).tolist():
+        for run in (several, *alone):
+            run.step(value)
+    averages = {name: average["weight"].item() for name, average in several.ema.averages.items()}
+    assert averages == {"0.9": alone[0].average, "0.5": alone[1].average}
+    module, raw = several.module, several.module.value
+    several.ema.on_validation_start(several.trainer, module)
+    assert module.value == averages["0.9"]
+    with averaged(several.trainer, module, "0.5"):
+        assert module.value == averages["0.5"]
+        with averaged(several.trainer, module, "raw"):
+            assert module.value == raw
+        assert module.value == averages["0.5"]
+    assert module.value == averages["0.9"]
+    several.ema.on_validation_end(several.trainer, module)
+    assert module.value == raw
+    assert {name: average["weight"].item() for name, average in several.ema.averages.items()} == averages
+
+
+def test_several_averages_are_resumed_by_name_whatever_their_order():
+    first = Run(EMA([0.9, 0.5]), Module())
+    first.step(3.0)
+    checkpoint, resumed = {}, EMA([0.5, 0.9])
+    first.ema.on_save_checkpoint(first.trainer, first.module, checkpoint)
+    resumed.on_load_checkpoint(first.trainer, first.module, checkpoint)
+    again = Run(resumed, Module())
+    assert again.ema.names == ["0.5", "0.9"]
+    for name in again.ema.names:
+        assert torch.equal(again.ema.averages[name]["weight"], first.ema.averages[name]["weight"])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"decay": 1.0}, {"decay": -0.1}, {"decay": []}, {"decay": [0.9, 0.9]}, {"start_step": -1}]
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match="must"):
         EMA(**settings)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from conftest import GaussianDenoiser, group_options
@@ -6,8 +8,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.distance import L1, MSE, Huber
-from ddpm_lightning.diffusion.loss import denoising_loss
+from ddpm_lightning.diffusion.distance import L1, MSE, Huber, Mixture
+from ddpm_lightning.diffusion.loss import Denoising, VariationalBound, attempt, denoising_loss
 from ddpm_lightning.diffusion.parameterization import CleanImage, Epsilon, Velocity
 from ddpm_lightning.diffusion.schedules.cosine import CosineSchedule
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
@@ -150,3 +152,73 @@ def test_distances_in_numbers():
 def test_impossible_settings_are_refused(make):
     with pytest.raises(ValueError, match="must be above 0"):
         make()
+
+
+def test_a_mixture_is_the_weighted_sum_of_its_parts():
+    a, b = torch.randn(2, 5, 1, 4, 4)
+    expected = 0.2 * MSE()(a, b) + 0.5 * L1()(a, b) + 3.0 * Huber(0.4)(a, b)
+    torch.testing.assert_close(Mixture(0.2, 0.5, 3.0, 0.4)(a, b), expected)
+    assert torch.equal(Mixture(1.0, 0.0, 0.0)(a, b), MSE()(a, b))
+    for weights in ((0.0, 0.0, 0.0), (-1.0, 2.0, 0.0)):
+        with pytest.raises(ValueError, match="mse, l1, huber must be at least 0, and one of them above"):
+            Mixture(*weights)
+
+
+@pytest.mark.parametrize("parameterization", [CleanImage(), Velocity()])
+def test_in_output_space_the_loss_is_the_plain_error_even_where_there_is_no_signal(parameterization):
+    schedule = LinearSchedule(20, zero_terminal_snr=True)
+    bias = nn.Parameter(torch.tensor(0.3))
+    x_0, noise = torch.randn(2, 20, *SHAPE)
+    t = torch.arange(1, 21)
+
+    class Off(nn.Module):
+        def forward(self, x_t, times, label):
+            return parameterization.target(x_0, noise, schedule(times + 1)) + bias
+
+    denoiser = Denoiser(Off(), schedule, parameterization, SHAPE)
+    trial = attempt(denoiser, x_0, t, noise)
+    torch.testing.assert_close(Denoising(Uniform(), MSE(), "output")(denoiser, trial), torch.full((20,), 0.09))
+    in_noise = Denoising(Uniform(), MSE())(denoiser, trial)
+    gain = parameterization.noise_gain(schedule(t))
+    torch.testing.assert_close(in_noise, 0.09 * gain**2, rtol=1e-4, atol=1e-6)
+    assert in_noise[-1] == 0  # the reason for the other space
+    Denoising(Uniform(), MSE(), "output")(denoiser, trial)[-1].backward()
+    assert bias.grad > 0
+    with pytest.raises(ValueError, match="space must be one of noise, output, got v"):
+        Denoising(Uniform(), MSE(), "v")
+
+
+def test_a_perturbation_is_seen_but_not_to_be_predicted():
+    schedule, seen = LinearSchedule(10), []
+
+    class Spy(nn.Module):
+        def forward(self, x_t, times, label):
+            seen.append(x_t)
+            return torch.zeros_like(x_t)
+
+    denoiser = Denoiser(Spy(), schedule, Epsilon(), SHAPE)
+    x_0, noise, extra = torch.randn(3, 4, *SHAPE)
+    t = torch.tensor([1, 4, 7, 10])
+    trial = attempt(denoiser, x_0, t, noise, perturbation=0.1 * extra)
+    alpha, sigma = schedule(t).like(x_0)
+    torch.testing.assert_close(seen[0], alpha * x_0 + sigma * (noise + 0.1 * extra))
+    torch.testing.assert_close(Denoising(Uniform(), MSE())(denoiser, trial), noise.pow(2).flatten(1).mean(1))
+
+
+def test_a_perfect_network_has_no_hybrid_loss_but_that_of_its_variance():
+    """KL between normals of one mean whose variances are beta_small and beta_large: known."""
+    schedule = LinearSchedule(50)
+    x_0, noise = torch.randn(2, 4, *SHAPE)
+    t = torch.tensor([2, 10, 30, 50])
+
+    class Cheat(nn.Module):
+        def forward(self, x_t, times, label):
+            return torch.cat([noise, torch.ones_like(noise)], dim=1)  # v = 1: the large variance
+
+    denoiser = Denoiser(Cheat(), schedule, Epsilon(), SHAPE)
+    trial = attempt(denoiser, x_0, t, noise)
+    assert Denoising(Uniform(), MSE())(denoiser, trial).abs().max() == 0
+    ratio = schedule.beta_small[t] / schedule.beta[t]
+    expected = 0.001 * 50 * (ratio - 1 - ratio.log()) / 2 / math.log(2)
+    found = VariationalBound(0.001, "learned", only_variance=True)(denoiser, trial)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)

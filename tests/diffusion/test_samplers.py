@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ddpm_lightning.diffusion.forward import posterior
+from ddpm_lightning.diffusion.parameterization import Estimate
 from ddpm_lightning.diffusion.samplers.ancestral import AncestralSampler
 from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
@@ -366,7 +367,7 @@ def test_calls_of_the_network_are_as_many_as_stated(name):
         (lambda: DDIMSampler(0), "num_steps must be an integer of at least 1, got 0"),
         (lambda: DDIMSampler(10, spacing="cubic"), "spacing must be one of time, log_snr, karras, got cubic"),
         (lambda: DDIMSampler(10, eta=2.0), r"eta must lie in \[0, 1\], got 2.0"),
-        (lambda: AncestralSampler(10, variance="medium"), "variance must be one of small, large, got medium"),
+        (lambda: AncestralSampler(10, variance="medium"), "variance must be one of small, large, learned, got medium"),
         (lambda: visited_times(LinearSchedule(10), 11, "time"), r"num_steps must lie in \[1, 10\].*got 11"),
     ],
 )
@@ -382,3 +383,61 @@ def test_samplers_visit_the_times_of_their_spacing(name, spacing):
     sampler = instantiate(OmegaConf.load(CONF / "sampler" / f"{name}.yaml"), num_steps=7, spacing=spacing)
     stages = sampler.trajectory(GaussianDenoiser(schedule, 0.2), torch.randn(1, 1, 2, 2))
     assert [stage.s for stage in stages] == visited_times(schedule, 7, spacing)[1:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
+def test_every_sampler_starts_from_pure_noise_where_the_schedule_ends_in_it(name, spacing, num_steps):
+    schedule = LinearSchedule(50, zero_terminal_snr=True)
+    x_0 = torch.rand(3, 1, 4, 4) * 2 - 1
+    sampler = load(name, num_steps=num_steps, spacing=spacing)
+    torch.testing.assert_close(sampler(Known(schedule, x_0), torch.randn_like(x_0)), x_0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm_solver", "unipc"])
+def test_from_pure_noise_gaussian_data_keep_their_variance(name):
+    schedule = LinearSchedule(1000, zero_terminal_snr=True)
+    sampler = load(name, num_steps=200, clip_x0=False)
+    x = sampler(GaussianDenoiser(schedule, 0.25), torch.randn(400, 1, 8, 8))
+    assert x.var().item() == pytest.approx(0.25, rel=0.05)
+
+
+class Spread(GaussianDenoiser):
+    """The oracle with a learned variance at a given fraction."""
+
+    def __init__(self, schedule, variance, fraction):
+        super().__init__(schedule, variance)
+        self.fraction = fraction
+
+    def estimate(self, x_t, t, label=None):
+        return Estimate(self(x_t, t, label), torch.full_like(x_t, self.fraction))
+
+
+@pytest.mark.parametrize(("fraction", "variance"), [(0.0, "small"), (1.0, "large")])
+def test_a_learned_variance_at_its_ends_is_the_fixed_one(fraction, variance):
+    schedule, x_T = LinearSchedule(), torch.randn(2, 1, 4, 4)
+    found = []
+    for kind in ("learned", variance):
+        torch.manual_seed(3)
+        found.append(AncestralSampler(40, variance=kind)(Spread(schedule, 0.25, fraction), x_T))
+    torch.testing.assert_close(*found)
+
+
+def test_a_learned_variance_in_the_middle_is_the_geometric_mean():
+    schedule = LinearSchedule()
+    t, s, x_t = 500, 400, torch.zeros(20_000, 1, 2, 2)
+    sampler = AncestralSampler(10, variance="learned", clip_x0=False)
+    x_s, _ = sampler.step(Spread(schedule, 0.25, 0.5), x_t, t, s, None, None, torch.randn_like)
+    small = posterior(x_t, x_t, schedule(t), schedule(s)).variance
+    large = 1 - (schedule(t).alpha / schedule(s).alpha) ** 2
+    assert x_s.var().item() == pytest.approx((small * large).sqrt().item(), rel=0.02)
+
+
+def test_a_variance_that_was_not_learned_is_refused():
+    class Plain(GaussianDenoiser):
+        def estimate(self, x_t, t, label=None):
+            return Estimate(self(x_t, t, label), None)
+
+    with pytest.raises(ValueError, match="variance must be small or large for a network that learns none"):
+        AncestralSampler(3, variance="learned")(Plain(LinearSchedule(), 1.0), torch.randn(1, 1, 2, 2))

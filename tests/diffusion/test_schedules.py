@@ -122,3 +122,24 @@ def test_linear_betas_are_capped_below_twenty_steps():
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
     assert betas.max().item() == pytest.approx(0.999, rel=1e-9)
     assert betas[3].item() == pytest.approx((1e-4 + 3 / 9 * 0.0199) * 100, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", group_options("schedule"))
+@pytest.mark.parametrize("num_steps", [2, 50, 1000])
+def test_zero_terminal_snr_ends_in_noise_and_leaves_the_first_step(name, num_steps):
+    node = OmegaConf.load(CONF / "schedule" / f"{name}.yaml")
+    plain, moved = (instantiate(node, num_steps=num_steps, zero_terminal_snr=zero) for zero in (False, True))
+    assert moved.ends_in_noise
+    assert not plain.ends_in_noise
+    assert (moved(num_steps).alpha, moved(num_steps).sigma) == (0, 1)
+    assert moved.alpha_bar[1].item() == pytest.approx(plain.alpha_bar[1].item(), rel=1e-12)
+    # Lin et al. (2024), algorithm 1, with their indices
+    root = plain.alpha_bar[1:].sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    root = (root - last) * (first / (first - last))
+    torch.testing.assert_close(moved.alpha_bar[1:], root**2)
+
+
+def test_zero_terminal_snr_needs_two_steps():
+    with pytest.raises(ValueError, match="zero_terminal_snr must be false for num_steps=1, got true"):
+        LinearSchedule(1, zero_terminal_snr=True)

@@ -8,6 +8,8 @@ from ddpm_lightning.nn.blocks import Attention, ResBlock
 from ddpm_lightning.nn.embedding import TimeEmbedding
 from ddpm_lightning.nn.unet import ResAttention, UNet
 
+LARGE = ("unet_32", "unet_32_deep", "unet_64", "unet_tiny_imagenet")
+
 
 def millions(net):
     return sum(parameter.numel() for parameter in net.parameters()) / 1e6
@@ -31,6 +33,7 @@ def awake(net):
     [
         ("unet_32", ("data=cifar10", "model.num_classes=null"), 35.7, 12.444),
         ("unet_64", ("data=image_folder", "data.root=x", "data.image_size=64"), 77.5, None),
+        ("unet_tiny_imagenet", ("data=image_folder", "data.root=x", "data.image_size=64"), 92.0, None),
         ("unet_8", ("model.num_classes=null",), 0.3, None),
     ],
 )
@@ -45,7 +48,7 @@ def test_presets_have_the_published_sizes(configure, preset, overrides, count, g
             assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=1e-4)
 
 
-@pytest.mark.parametrize("preset", [name for name in group_options("model") if name not in ("unet_32", "unet_64")])
+@pytest.mark.parametrize("preset", [name for name in group_options("model") if name not in LARGE])
 def test_small_presets_map_images_to_images(configure, preset):
     size = 32 if preset == "unet_mnist" else 8
     overrides = ("data=mnist",) if size == 32 else ()

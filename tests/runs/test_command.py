@@ -42,7 +42,7 @@ def test_help_is_quick_and_shows_groups_and_keys(script, name):
         ("train.py", ["data=image_folder"], "data.root: must be given, as data.root=..."),
         ("train.py", ["schedule.num_steps="], "schedule.num_steps="),
         ("train.py", ["data.batch_size=[4"], "data.batch_size=[4: must be key=value"),
-        ("train.py", ["model=null"], "model=null: must be one of unet_32, unet_64,"),
+        ("train.py", ["model=null"], "model=null: must be one of unet_32, unet_32_deep, unet_64,"),
         ("train.py", ["seed=null"], "seed=null: must have a value, such as 0"),
         ("train.py", ["resume=true"], "resume=true: must be a text, such as auto"),
         ("train.py", ["~callbacks"], "can't be removed; allowed: another value"),

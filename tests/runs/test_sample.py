@@ -110,7 +110,7 @@ def test_the_default_folder_is_named_by_the_settings(configure, runs):
         ("conditional", ["num_samples=0"], r"num_samples=0: must be an integer in \[1, "),
         ("conditional", ["seed=-1"], r"seed=-1: must be an integer in \[0, "),
         ("conditional", ["guidance=-1.0"], "guidance=-1.0: must be at least 0"),
-        ("conditional", ["weights=best"], "weights must be one of ema, raw, got best"),
+        ("conditional", ["weights=best"], "weights must be one of raw, ema, 0.9999, those of .*, got best"),
         ("conditional", ["device=abacus"], "device=abacus"),
         ("conditional", [f"output_dir={__file__}/x"], "output_dir=.*must be a folder that can be written"),
         ("unconditional", ["label=3"], "label=3: must be null"),
@@ -129,7 +129,7 @@ def test_impossible_values_are_refused(configure, runs, tmp_path, run, overrides
 
 def test_a_checkpoint_that_lacks_weights_is_refused(configure, runs, tmp_path):
     checkpoint = torch.load(runs / "conditional" / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["ema"]["weights"].popitem()
+    checkpoint["ema"]["averages"]["0.9999"].popitem()
     torch.save(checkpoint, tmp_path / "short.ckpt")
     with pytest.raises(Refusal, match="short.ckpt"):
         sample(configure(f"ckpt={tmp_path / 'short.ckpt'}", command="sample"))

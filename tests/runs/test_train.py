@@ -35,19 +35,19 @@ def test_checkpoints_are_plain_and_hold_the_averages_beside_the_weights(smoke):
     for name in names:
         checkpoint = torch.load(smoke / "checkpoints" / name, weights_only=True)
         assert checkpoint["config"]["schedule"]["num_steps"] == 100
-        assert checkpoint["ema"]["decay"] == 0.9
+        assert list(checkpoint["ema"]["averages"]) == ["0.9"]
         own = checkpoint["state_dict"]["denoiser.net.stem.weight"]
-        assert not torch.equal(own, checkpoint["ema"]["weights"]["net.stem.weight"])
+        assert not torch.equal(own, checkpoint["ema"]["averages"]["0.9"]["net.stem.weight"])
 
 
 def test_a_loaded_denoiser_has_the_weights_that_were_asked_for(smoke):
     checkpoint = torch.load(smoke / "checkpoints" / "last.ckpt", weights_only=True)
     ema, raw = (load_denoiser(smoke, weights).denoiser for weights in ("ema", "raw"))
-    assert torch.equal(ema.net.stem.weight, checkpoint["ema"]["weights"]["net.stem.weight"])
+    assert torch.equal(ema.net.stem.weight, checkpoint["ema"]["averages"]["0.9"]["net.stem.weight"])
     assert torch.equal(raw.net.stem.weight, checkpoint["state_dict"]["denoiser.net.stem.weight"])
     assert not ema.training
     assert ema.schedule.num_steps == 100
-    with pytest.raises(ValueError, match="weights must be one of ema, raw, got best"):
+    with pytest.raises(ValueError, match="weights must be one of raw, ema, 0.9, those of .*last.ckpt, got best"):
         load_denoiser(smoke, "best")
 
 
@@ -199,7 +199,7 @@ def test_grids_show_the_averaged_weights_without_dropout(configure, tmp_path, gu
         denoiser = GuidedDenoiser(denoiser, guidance, null_label=10)
         labels = [i % 10 for i in range(20)]
         images = torch.cat(list(generate(denoiser, DDIMSampler(5), (1, 8, 8), range(3, 23), labels)))
-        pictures[weights] = grid(to_uint8(images), 10)
+        pictures[weights] = grid(to_uint8(images), 10, [str(label) for label in labels])
     drawn = torch.from_numpy(np.array(Image.open(tmp_path / "run" / "samples" / "step-0000020.png"))).permute(2, 0, 1)
     assert (drawn.int() - pictures["ema"].int()).abs().max() <= 1
     assert (drawn.int() - pictures["raw"].int()).abs().max() > 20
@@ -226,7 +226,10 @@ def test_a_run_can_go_on_from_another_runs_checkpoint(configure, tmp_path):
         (("model.channel_mults=[1,1,1,1,1]",), "model.image_size must be divisible by 16.*got 8x8"),
         (("optimizer.lr=-1.0",), "optimizer: Invalid learning rate: -1.0; allowed: lr"),
         (("schedule.beta_end=1.5",), r"schedule.beta_end must lie in \[beta_start, 1\)"),
-        (("callbacks.ema.decay=1.5",), r"callbacks.ema.decay must lie in \[0, 1\), got 1.5"),
+        (
+            ("callbacks.ema.decay=1.5",),
+            r"callbacks.ema.decay must lie in \[0, 1\), or be a list of different such, got 1.5",
+        ),
         (("sampler.num_steps=101",), r"sampler.num_steps must lie in \[1, 100\].*got 101"),
         (("callbacks.samples.guidance=1.0", "model.num_classes=null"), "callbacks.samples.guidance=1.0: must be 0"),
         (("model.num_classes=5",), "model.num_classes=5: must be at least 10, or null"),
@@ -276,7 +279,7 @@ def test_gradients_are_clipped(configure, monkeypatch):
 def test_training_without_averages_works_and_sampling_from_them_is_refused(configure, tmp_path):
     train(configure(*SMOKE, "callbacks.ema=null", "trainer.max_steps=2", "callbacks.samples=null"))
     load_denoiser(tmp_path / "run", "raw")
-    with pytest.raises(ValueError, match="weights must be raw"):
+    with pytest.raises(ValueError, match="weights must be one of raw, those of"):
         load_denoiser(tmp_path / "run", "ema")
 
 

@@ -4,18 +4,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm_lightning.diffusion.forward import posterior, transition_variance
+from ddpm_lightning.diffusion.bound import VARIANCES
+from ddpm_lightning.diffusion.forward import learned_variance, posterior, transition_variance
 from ddpm_lightning.diffusion.guidance import X0Estimator
 from ddpm_lightning.diffusion.samplers.base import RandnLike, Sampler
-
-VARIANCES = ("small", "large")
 
 
 class AncestralSampler(Sampler):
     """Draws x_s from the posterior q(x_s | x_t, x_0 estimate).  Ho et al. (2020), algorithm 2.
 
-    ``variance`` is "small", the posterior's own, or "large", that of q(x_t | x_s): Ho's two choices of
-    sigma_t^2 (sec. 3.2). The last move adds no noise.
+    ``variance`` is "small", the posterior's own, or "large", that of q(x_t | x_s): Ho's two choices of sigma_t^2
+    (sec. 3.2); or "learned", what the network says, in between.  Nichol & Dhariwal (2021), eq. 15. The last move adds
+    no noise.
     """
 
     def __init__(self, num_steps: int, spacing: str = "time", clip_x0: bool = True, variance: str = "large") -> None:
@@ -23,6 +23,7 @@ class AncestralSampler(Sampler):
         if variance not in VARIANCES:
             raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance}")
         self.variance = variance
+        self.learned_variance = variance == "learned"
 
     def step(
         self,
@@ -35,9 +36,16 @@ class AncestralSampler(Sampler):
         randn_like: RandnLike,
     ) -> tuple[Tensor, None]:
         level_t, level_s = denoiser.schedule(t), denoiser.schedule(s)
-        mean, variance = posterior(x_t, self.predict(denoiser, x_t, t, label).x_0, level_t, level_s)
+        x_0, _, fraction = self.predict(denoiser, x_t, t, label)
+        mean, variance = posterior(x_t, x_0, level_t, level_s)
         if s == 0:
             return mean, None
+        large = transition_variance(level_t, level_s)
         if self.variance == "large":
-            variance = transition_variance(level_t, level_s)
+            variance = large
+        elif self.variance == "learned":
+            if fraction is None:
+                raise ValueError("variance must be small or large for a network that learns none, got learned")
+            # the scales are exact; what multiplies images has their precision
+            variance = learned_variance(fraction, variance.to(fraction), large.to(fraction))
         return mean + variance.sqrt() * randn_like(x_t), None

@@ -16,10 +16,11 @@ RandnLike = Callable[[Tensor], Tensor]
 
 
 class Prediction(NamedTuple):
-    """Estimates, each (B, C, H, W), that agree: ``x_t = alpha x_0 + sigma noise``."""
+    """Estimates (B, C, H, W) that agree: ``x_t = alpha x_0 + sigma noise``; and the fraction of a learned variance."""
 
     x_0: Tensor
     noise: Tensor
+    fraction: Tensor | None = None
 
 
 class Stage(NamedTuple):
@@ -39,6 +40,7 @@ class Sampler(ABC):
     """
 
     calls_per_step = 1
+    learned_variance = False  # whether it needs a network that learns one
 
     def __init__(self, num_steps: int, spacing: str = "time", clip_x0: bool = True) -> None:
         if not isinstance(num_steps, int) or num_steps < 1:
@@ -73,12 +75,12 @@ class Sampler(ABC):
             x, memory = self.step(denoiser, x, t, s, label, memory, randn_like)
             yield Stage(x, s, i)
 
-    def predict(self, denoiser: X0Estimator, x_t: Tensor, t: int, label: Tensor | None) -> Prediction:
+    def predict(self, denoiser: Any, x_t: Tensor, t: int, label: Tensor | None) -> Prediction:
         """Clipped estimate of x_0, and the noise that goes with it."""
-        x_0 = denoiser(x_t, t, label)
+        x_0, fraction = denoiser.estimate(x_t, t, label) if self.learned_variance else (denoiser(x_t, t, label), None)
         if self.clip_x0:
             x_0 = x_0.clamp(-1, 1)
-        return Prediction(x_0, noise_from_x0(x_t, x_0, denoiser.schedule(t)))
+        return Prediction(x_0, noise_from_x0(x_t, x_0, denoiser.schedule(t)), fraction)
 
     @abstractmethod
     def step(

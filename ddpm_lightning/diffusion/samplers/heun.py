@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ddpm_lightning.diffusion.forward import diffuse
 from ddpm_lightning.diffusion.guidance import X0Estimator
 from ddpm_lightning.diffusion.samplers.base import RandnLike, Sampler
 
@@ -32,10 +33,10 @@ class HeunSampler(Sampler):
         randn_like: RandnLike,
     ) -> tuple[Tensor, None]:
         level_t, level_s = denoiser.schedule(t), denoiser.schedule(s)
+        x_0, noise, _ = self.predict(denoiser, x_t, t, label)
+        if s == 0 or level_t.alpha == 0:  # where nothing of x_0 is left, sigma / alpha has no end to step from
+            return diffuse(x_0, noise, level_s), None
         move = level_s.sigma / level_s.alpha - level_t.sigma / level_t.alpha
-        x_0, noise = self.predict(denoiser, x_t, t, label)
-        if s == 0:
-            return x_0, None
         euler = level_s.alpha * (x_t / level_t.alpha + move * noise)
         noise_s = self.predict(denoiser, euler, s, label).noise
         return level_s.alpha * (x_t / level_t.alpha + move * (noise + noise_s) / 2), None

@@ -12,7 +12,13 @@ class LinearSchedule(NoiseSchedule):
     matters up to T = 20 at the default beta_end).
     """
 
-    def __init__(self, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+    def __init__(
+        self,
+        num_steps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        zero_terminal_snr: bool = False,
+    ) -> None:
         check_num_steps(num_steps)
         if not 0 < beta_start < 1:
             raise ValueError(f"beta_start must lie in (0, 1), got {beta_start}")
@@ -20,4 +26,4 @@ class LinearSchedule(NoiseSchedule):
             raise ValueError(f"beta_end must lie in [beta_start, 1) = [{beta_start}, 1), got {beta_end}")
         # from the end, so that a single step is the last, and leads to noise
         betas = torch.linspace(beta_end, beta_start, num_steps, dtype=torch.float64).flip(0) * (1000 / num_steps)
-        super().__init__(alpha_bar_from_betas(betas.clamp(max=MAX_BETA)))
+        super().__init__(alpha_bar_from_betas(betas.clamp(max=MAX_BETA)), zero_terminal_snr)

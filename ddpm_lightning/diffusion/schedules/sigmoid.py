@@ -12,7 +12,14 @@ class SigmoidSchedule(NoiseSchedule):
     give straighter curves.
     """
 
-    def __init__(self, num_steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_steps: int = 1000,
+        start: float = -3.0,
+        end: float = 3.0,
+        tau: float = 1.0,
+        zero_terminal_snr: bool = False,
+    ) -> None:
         check_num_steps(num_steps)
         if not end > start:
             raise ValueError(f"end must be above start = {start}, got {end}")
@@ -20,4 +27,4 @@ class SigmoidSchedule(NoiseSchedule):
             raise ValueError(f"tau must be above 0, got {tau}")
         time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
         f = torch.sigmoid(-(start + time * (end - start)) / tau)
-        super().__init__(with_capped_betas((f - f[-1]) / (f[0] - f[-1])))
+        super().__init__(with_capped_betas((f - f[-1]) / (f[0] - f[-1])), zero_terminal_snr)

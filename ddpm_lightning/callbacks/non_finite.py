@@ -1,0 +1,75 @@
+"""What to do when the loss is not a number."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+
+from ddpm_lightning.callbacks.loss_by_time import QUARTERS, quarter_of
+
+ON_NAN = ("stop", "skip")
+
+
+class NotFinite(Exception):
+    """A run whose loss or gradient is not finite. One line."""
+
+
+class NonFinite(L.Callback):
+    """``on_nan`` "stop" ends the run at a loss or gradient that is not finite, before any checkpoint is written.
+
+    "skip" leaves out the optimizer step instead, and says so, which reads the gradient's norm at each step. On a GPU,
+    "stop" looks when the loggers are due and before each checkpoint, so that no step waits for the host.
+    """
+
+    def __init__(self, on_nan: str = "stop") -> None:
+        if on_nan not in ON_NAN:
+            raise ValueError(f"on_nan must be one of {', '.join(ON_NAN)}, got {on_nan}")
+        self.on_nan = on_nan
+        # how many losses were not finite, by quarter of T; how many gradients; and the first such step
+        self.bad: Tensor | None = None
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        if self.on_nan == "stop" or _has_scaler(trainer):
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if not torch.nn.utils.get_total_norm(gradients).isfinite():  # the same on all ranks
+            print(f"\nstep {trainer.global_step + 1} is left out: its gradient is not finite")
+            optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer does nothing
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.on_nan == "skip":
+            return
+        losses, t = outputs["losses"], outputs["t"]
+        if self.bad is None:
+            self.bad = torch.zeros(QUARTERS + 2, dtype=torch.int64, device=losses.device)
+        found = torch.zeros_like(self.bad)
+        found.index_add_(0, quarter_of(t, pl_module), (~losses.isfinite()).long())
+        if not _has_scaler(trainer):
+            found[QUARTERS] = ~pl_module.grad_norm.isfinite()
+        found[QUARTERS + 1] = torch.where((found.sum() > 0) & (self.bad[-1] == 0), trainer.global_step, 0)
+        self.bad += found
+        if losses.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+            self.look(trainer)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self.look(trainer)
+
+    def look(self, trainer: Any) -> None:
+        """Raise NotFinite if anything has been found."""
+        if self.bad is None:
+            return
+        *quarters, _, step = self.bad.tolist()
+        # ranks must stop together, whichever has seen it
+        if not trainer.strategy.reduce_boolean_decision(step > 0, all=False):
+            return
+        where = ", ".join(str(q) for q, count in enumerate(quarters, start=1) if count)
+        what = f"the loss is not finite, in quarter {where} of T" if where else "the gradient is not finite"
+        raise NotFinite(f"stopped at step {step or trainer.global_step}: {what}")
+
+
+def _has_scaler(trainer: Any) -> bool:
+    """Whether a gradient scaler finds such gradients itself, leaves out their steps, and scales less from then on."""
+    plugin = trainer.precision_plugin
+    return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
