@@ -1,6 +1,5 @@
 """The training command: configuration -> data, module, trainer -> a run folder."""
 
-import json
 import logging
 import math
 import os
@@ -28,7 +27,8 @@ from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.runs.build import MISTAKES, build, explain
 from ddpm_lightning.runs.check import check_devices, check_fit, check_values
 from ddpm_lightning.runs.command import write_json
-from ddpm_lightning.runs.describe import describe
+from ddpm_lightning.runs.describe import describe, gather
+from ddpm_lightning.runs.record import finished_loss, record_start
 from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.resume import Start, find_start
 from ddpm_lightning.runs.sweep import RESULT
@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> float:
     config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     with _hold(folder):
         start = find_start(cfg, config, folder)
-        finished = _finished(cfg, folder, start.step)
+        finished = finished_loss(cfg, folder, start.step)
         if start.checkpoint and finished is not None:
             say(f"{folder} is finished: {start.step} steps, held-out loss {finished:.4f}")
             say(f"to go on: a larger trainer.max_steps; to train anew: name={cfg.name}-2, or remove the folder")
@@ -63,16 +63,19 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
         module.configure_optimizers()
     except MISTAKES as mistake:
         raise Refusal(f"optimizer: {mistake}; allowed: lr, weight_decay at least 0, betas two in [0, 1)") from mistake
+    saved = SaveConfig(config)
     # null turns one off: callbacks.ema=null
     callbacks, loggers = ([made for made in build(cfg, key).values() if made] for key in ("callbacks", "logger"))
-    trainer: Any = build(cfg, "trainer", callbacks=[SaveConfig(config), *callbacks], logger=loggers)
+    trainer: Any = build(cfg, "trainer", callbacks=[saved, *callbacks], logger=loggers)
     data.trainer = trainer
     check_devices(data, trainer)
     check_fit(cfg, data, module, callbacks)
 
+    facts = gather(cfg.name, data, module, trainer)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    for line in describe(cfg.name, data, module, trainer):
+        record_start(folder, facts, start)
+    for line in describe(facts):
         say(line)
     say(f"folder  {folder}" + (f", going on from step {start.step}" if start.checkpoint else ""))
     for logger in trainer.loggers:
@@ -85,7 +88,7 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
         raise SystemExit(128 + stopped.signum) from None
     except MisconfigurationException as mistake:
         raise Refusal(explain("trainer", mistake)) from mistake
-    return _finish(cfg, trainer, module, data, folder)
+    return _finish(cfg, trainer, module, data, folder, saved)
 
 
 @contextmanager
@@ -129,7 +132,9 @@ def _tensorboards(trainer: Any) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _finish(cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageDataModule, folder: Path) -> float:
+def _finish(
+    cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageDataModule, folder: Path, saved: SaveConfig
+) -> float:
     """Measure the held-out loss if the last step has none, record the result, and say what there is."""
     step = trainer.global_step
     if module.validated_at != step:
@@ -141,7 +146,8 @@ def _finish(cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageD
         logger.experiment.flush()
     if trainer.is_global_zero:
         length = {"max_steps": cfg.trainer.max_steps, "max_epochs": cfg.trainer.max_epochs}
-        write_json(folder / RESULT, {"step": step, **length, "metrics": {"val_loss": loss}})
+        result = {"step": step, **length, "train_seconds": saved.train_seconds, "metrics": {"val_loss": loss}}
+        write_json(folder / RESULT, result)
     say(f"\nfinished at step {step}; held-out loss {loss:.4f} (averaged weights)")
     say(f"folder      {folder}")
     for callback in trainer.callbacks:
@@ -159,17 +165,6 @@ def _short(path: str | Path) -> Path:
     """The path as a user would type it here."""
     path = Path(path)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _finished(cfg: DictConfig, folder: Path, step: int) -> float | None:
-    """The held-out loss of a run that has come to its end, for as long as is asked now; else None."""
-    try:
-        result = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError):
-        return None
-    as_long = (result["max_steps"], result["max_epochs"]) == (cfg.trainer.max_steps, cfg.trainer.max_epochs)
-    over = (as_long and result["step"] == step) or 0 < cfg.trainer.max_steps <= step
-    return float(result["metrics"]["val_loss"]) if over else None
 
 
 def _quieten() -> None:
