@@ -138,6 +138,8 @@ def _finish(
     """Measure the held-out loss if the last step has none, record the result, and say what there is."""
     step = trainer.global_step
     if module.validated_at != step:
+        # loggers count from 0, and after the end one further than in a validation of the same step
+        trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
         with averaged(trainer, module):
             trainer.validate(module, data, verbose=False)
     loss = float(trainer.callback_metrics["val/loss"])
