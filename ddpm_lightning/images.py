@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 LEGIBLE_SIDE = 48  # pixels: smaller images are enlarged to at least this in grids
+GRID_PADDING = 2  # pixels around each image of a grid
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -21,11 +22,16 @@ def to_unit(images: Tensor) -> Tensor:
     return (images.clamp(-1, 1) + 1) / 2
 
 
+def enlargement(width: int) -> int:
+    """The factor by which grids enlarge images of this width."""
+    return max(1, -(-LEGIBLE_SIDE // width))
+
+
 def grid(images: Tensor, columns: int) -> Tensor:
     """Images (N, C, H, W) uint8 as one picture (3, height, width) uint8, small ones enlarged by a whole factor."""
-    factor = max(1, -(-LEGIBLE_SIDE // images.shape[-1]))
+    factor = enlargement(images.shape[-1])
     enlarged = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(enlarged, nrow=columns, padding=2, pad_value=64)
+    return make_grid(enlarged, nrow=columns, padding=GRID_PADDING, pad_value=64)
 
 
 def save_png(image: Tensor, path: Path) -> None:

@@ -150,8 +150,10 @@ def _finish(
         length = {"max_steps": cfg.trainer.max_steps, "max_epochs": cfg.trainer.max_epochs}
         result = {"step": step, **length, "train_seconds": saved.train_seconds, "metrics": {"val_loss": loss}}
         write_json(folder / RESULT, result)
+        _report(folder)
     say(f"\nfinished at step {step}; held-out loss {loss:.4f} (averaged weights)")
     say(f"folder      {folder}")
+    say(f"report      {folder / 'report.md'}")
     for callback in trainer.callbacks:
         if isinstance(callback, SampleGrid) and callback.path_of(step).exists():
             say(f"samples     {_short(callback.path_of(step))}")
@@ -161,6 +163,17 @@ def _finish(
     say(f"            {python} scripts/evaluate.py ckpt={folder}")
     say(f"            {python.parent / 'tensorboard'} --logdir {folder.parent}")
     return loss
+
+
+def _report(folder: Path) -> None:
+    """Write the report. The run is over and whole by now: what goes wrong here is told, and does not fail it."""
+    from ddpm_lightning.runs.report import write_report  # imports matplotlib
+
+    try:
+        write_report(folder)
+    except Exception as error:
+        again = f"python scripts/report.py {folder} tries again, and shows where"
+        warnings.warn(f"the report was not written ({type(error).__name__}: {error}); {again}", stacklevel=1)
 
 
 def _short(path: str | Path) -> Path:
