@@ -12,6 +12,7 @@ from torchvision.utils import make_grid
 
 LEGIBLE_SIDE = 48  # pixels: smaller images are enlarged to at least this in grids
 CAPTION_HEIGHT = 14  # pixels
+GRID_PADDING = 2  # pixels around each image of a grid
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -24,22 +25,29 @@ def to_unit(images: Tensor) -> Tensor:
     return (images.clamp(-1, 1) + 1) / 2
 
 
+def enlargement(width: int) -> int:
+    """The factor by which grids enlarge images of this width."""
+    return max(1, -(-LEGIBLE_SIDE // width))
+
+
 def grid(images: Tensor, columns: int, captions: Sequence[str] | None = None) -> Tensor:
     """Images (N, C, H, W) uint8 as one picture (3, height, width) uint8, small ones enlarged by a whole factor.
 
     ``captions``, one for each image, stand above them; where every column has one caption, above the columns.
     """
-    factor = max(1, -(-LEGIBLE_SIDE // images.shape[-1]))
+    factor = enlargement(images.shape[-1])
     enlarged = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     if captions is None:
-        return make_grid(enlarged, nrow=columns, padding=2, pad_value=64)
+        return _tiled(enlarged, columns)
+    strips = [caption_strip(caption, enlarged.shape[-1]) for caption in captions]
     if all(caption == captions[i % columns] for i, caption in enumerate(captions)):
-        head = [caption_strip(caption, enlarged.shape[-1]) for caption in captions[:columns]]
-        top = make_grid(torch.stack(head), nrow=columns, padding=2, pad_value=64)
-        return torch.cat([top[:, :-2], make_grid(enlarged, nrow=columns, padding=2, pad_value=64)], dim=1)
-    strips = torch.stack([caption_strip(caption, enlarged.shape[-1]) for caption in captions])
-    colour = enlarged.expand(-1, 3, -1, -1).to(strips.device)
-    return make_grid(torch.cat([strips, colour], dim=2), nrow=columns, padding=2, pad_value=64)
+        head = _tiled(torch.stack(strips[:columns]), columns)
+        return torch.cat([head[:, :-GRID_PADDING], _tiled(enlarged, columns).cpu()], dim=1)
+    return _tiled(torch.cat([torch.stack(strips), enlarged.expand(-1, 3, -1, -1).cpu()], dim=2), columns)
+
+
+def _tiled(images: Tensor, columns: int) -> Tensor:
+    return make_grid(images, nrow=columns, padding=GRID_PADDING, pad_value=64)
 
 
 def caption_strip(text: str, width: int) -> Tensor:

@@ -17,6 +17,7 @@ SCRIPTS = [shlex.split(command)[1:] for command in COMMANDS if command.startswit
 SHORT = {
     "preview.py": [],
     "train.py": ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.num_images=10"],
+    "report.py": [],
     "sample.py": [],
     "evaluate.py": ["num_samples=60"],
 }

@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from ddpm_lightning.callbacks.ema import averaged
 from ddpm_lightning.diffusion.samplers.base import Sampler
@@ -14,18 +13,17 @@ MATCHING_SHARE = 0.9  # of the samples
 
 
 class OverfitCheck(L.Callback):
-    """At the end of training, ``loss``, the newest held-out loss, and ``distance``: of each sample the root mean square
+    """At the end of training, ``failures`` says in words what is wrong: nothing, if the batch is learned.
 
-    difference, in units of [-1, 1], from the nearest training image. ``failures`` says in words which of the two is too
-    large: the loss not below ``max_loss``, or less than nine in ten samples nearer than ``max_distance``.
+    That is, if the newest held-out loss is below ``max_loss``, and of nine in ten samples the root mean square
+    difference from the nearest image of the batch is below ``max_distance``, in units of [-1, 1].
     """
 
     def __init__(self, sampler: Sampler, max_loss: float = 0.02, max_distance: float = 0.2) -> None:
         self.sampler = sampler
         self.max_loss = max_loss
         self.max_distance = max_distance
-        self.loss = float("nan")
-        self.distance: Tensor | None = None
+        self.matching = self.num_samples = 0
         self.failures: list[str] = []
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -43,10 +41,10 @@ class OverfitCheck(L.Callback):
             )
             samples = torch.cat(list(batches)).cpu()
         pl_module.train()
-        self.loss = float(trainer.callback_metrics["val/loss"])
-        self.distance = torch.cdist(samples.flatten(1), images.cpu().flatten(1)).amin(1) / images[0].numel() ** 0.5
-        matching = int((self.distance < self.max_distance).sum())
-        if not self.loss < self.max_loss:
-            self.failures.append(f"the loss is {self.loss:.4f}, not below {self.max_loss}")
-        if matching < MATCHING_SHARE * len(samples):
-            self.failures.append(f"only {matching} of {len(samples)} samples match an image of the batch")
+        loss = float(trainer.callback_metrics["val/loss"])
+        distance = torch.cdist(samples.flatten(1), images.cpu().flatten(1)).amin(1) / images[0].numel() ** 0.5
+        self.num_samples, self.matching = len(samples), int((distance < self.max_distance).sum())
+        if not loss < self.max_loss:
+            self.failures.append(f"the loss is {loss:.4f}, not below {self.max_loss}")
+        if self.matching < MATCHING_SHARE * self.num_samples:
+            self.failures.append(f"only {self.matching} of {self.num_samples} samples match an image of the batch")

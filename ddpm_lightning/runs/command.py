@@ -139,6 +139,11 @@ def _say(line: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.write_text(content)
     os.replace(part, path)

@@ -1,7 +1,6 @@
 """The training command: configuration -> data, module, trainer -> a run folder."""
 
 import errno
-import json
 import logging
 import math
 import os
@@ -33,7 +32,8 @@ from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.runs.build import MISTAKES, build, explain
 from ddpm_lightning.runs.check import check_devices, check_fit, check_length, check_values
 from ddpm_lightning.runs.command import write_json
-from ddpm_lightning.runs.describe import describe, flops
+from ddpm_lightning.runs.describe import describe, gather
+from ddpm_lightning.runs.record import finished_loss, record_start
 from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.resume import Start, find_start
 from ddpm_lightning.runs.sweep import RESULT
@@ -54,7 +54,7 @@ def train(cfg: DictConfig) -> float:
     config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     with _hold(folder):
         start = find_start(cfg, config, folder)
-        finished = _finished(cfg, folder, start.step)
+        finished = finished_loss(cfg, folder, start.step)
         if start.checkpoint and finished is not None:
             say(f"{folder} is finished: {start.step} steps, held-out loss {finished:.4f}")
             say(f"to go on: a larger trainer.max_steps; to train anew: name={cfg.name}-2, or remove the folder")
@@ -68,20 +68,23 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
         module.optimizer(module.parameters())
     except MISTAKES as mistake:
         raise Refusal(f"optimizer: {mistake}; allowed: lr, weight_decay at least 0, betas two in [0, 1)") from mistake
+    saved = SaveConfig(config)
     # null turns one off: callbacks.ema=null
     callbacks, loggers = ([made for made in build(cfg, key).values() if made] for key in ("callbacks", "logger"))
-    trainer: Any = build(cfg, "trainer", callbacks=[SaveConfig(config), *callbacks], logger=loggers)
+    trainer: Any = build(cfg, "trainer", callbacks=[saved, *callbacks], logger=loggers)
     data.trainer, trainer.datamodule = trainer, data
-    for callback in callbacks:
-        if isinstance(callback, Throughput) and callback.flops is None:
-            callback.flops = flops(module)
     check_devices(data, trainer)
     check_length(module, trainer)
     check_fit(cfg, data, module, callbacks)
 
+    facts = gather(cfg.name, data, module, trainer)
+    for callback in callbacks:
+        if isinstance(callback, Throughput) and callback.flops is None:
+            callback.flops = facts.flops
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    for line in describe(cfg.name, data, module, trainer):
+        record_start(folder, facts, start)
+    for line in describe(facts):
         say(line)
     say(f"folder  {folder}" + (f", going on from step {start.step}" if start.checkpoint else ""))
     for logger in trainer.loggers:
@@ -97,8 +100,11 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
     except NotFinite as stopped:
         raise Failure(f"{stopped}; {_way_back(folder)}") from stopped
     except (torch.OutOfMemoryError, RuntimeError, OSError) as error:
-        raise (_explained(error, cfg, folder) or error) from error
-    return _finish(cfg, trainer, module, data, folder)
+        failure = _explained(error, cfg, folder)
+        if failure is None:
+            raise
+        raise failure from error
+    return _finish(cfg, trainer, module, data, folder, saved)
 
 
 def _way_back(folder: Path) -> str:
@@ -166,10 +172,14 @@ def _tensorboards(trainer: Any) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _finish(cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageDataModule, folder: Path) -> float:
+def _finish(
+    cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageDataModule, folder: Path, saved: SaveConfig
+) -> float:
     """Measure the held-out loss if the last step has none, record the result, and say what there is."""
     step = trainer.global_step
     if module.validated_at != step:
+        # loggers count from 0, and after the end one further than in a validation of the same step
+        trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
         with averaged(trainer, module):
             trainer.validate(module, data, verbose=False)
     loss = float(trainer.callback_metrics["val/loss"])
@@ -178,9 +188,12 @@ def _finish(cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageD
         logger.experiment.flush()
     if trainer.is_global_zero:
         length = {"max_steps": cfg.trainer.max_steps, "max_epochs": cfg.trainer.max_epochs}
-        write_json(folder / RESULT, {"step": step, **length, "metrics": {"val_loss": loss}})
+        result = {"step": step, **length, "train_seconds": saved.train_seconds, "metrics": {"val_loss": loss}}
+        write_json(folder / RESULT, result)
+        _report(folder)
     say(f"\nfinished at step {step}; held-out loss {loss:.4f} (averaged weights)")
     say(f"folder      {folder}")
+    say(f"report      {folder / 'report.md'}")
     for callback in trainer.callbacks:
         if isinstance(callback, SampleGrid) and callback.path_of(step).exists():
             say(f"samples     {_short(callback.path_of(step))}")
@@ -192,25 +205,25 @@ def _finish(cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageD
     for check in (callback for callback in trainer.callbacks if isinstance(callback, OverfitCheck)):
         if check.failures:
             raise Failure(f"the batch is not learned: {', and '.join(check.failures)}")
-        say(f"the batch is learned: samples are at most {check.distance.max():.3f} from its images")
+        say(f"the batch is learned: {check.matching} of {check.num_samples} samples match")
     return loss
+
+
+def _report(folder: Path) -> None:
+    """Write the report. The run is over and whole by now: what goes wrong here is told, and does not fail it."""
+    from ddpm_lightning.runs.report import write_report  # imports matplotlib
+
+    try:
+        write_report(folder)
+    except Exception as error:
+        again = f"python scripts/report.py {folder} tries again, and shows where"
+        warnings.warn(f"the report was not written ({type(error).__name__}: {error}); {again}", stacklevel=1)
 
 
 def _short(path: str | Path) -> Path:
     """The path as a user would type it here."""
     path = Path(path)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _finished(cfg: DictConfig, folder: Path, step: int) -> float | None:
-    """The held-out loss of a run that has come to its end, for as long as is asked now; else None."""
-    try:
-        result = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError):
-        return None
-    as_long = (result["max_steps"], result["max_epochs"]) == (cfg.trainer.max_steps, cfg.trainer.max_epochs)
-    over = (as_long and result["step"] == step) or 0 < cfg.trainer.max_steps <= step
-    return float(result["metrics"]["val_loss"]) if over else None
 
 
 def _quieten() -> None:

@@ -69,6 +69,13 @@ def test_the_csv_file_has_the_same_figures(smoke):
     assert len(rows) >= 4
 
 
+def test_a_held_out_loss_measured_after_the_end_is_logged_at_the_last_step(configure, tmp_path):
+    train(configure(*SMOKE, "trainer.max_steps=5", "callbacks.samples=null"))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [4]
+    assert [event.step for event in events.Scalars("val/loss")] == [4]
+
+
 def test_quarters_of_the_loss_average_to_the_loss(configure, tmp_path):
     """One step a log, so that each quarter is a part of the very batch: their weighted mean is the loss."""
     from ddpm_lightning.callbacks.loss_by_time import LossByTime
