@@ -21,7 +21,7 @@ class LRSchedule(ABC):
     def __call__(self, step: int, total: int | None = None) -> float:
         """The factor in [0, 1]."""
         if self.needs_total and total is None:
-            raise ValueError(f"{type(self).__name__} needs trainer.max_steps or trainer.max_epochs, got -1 for both")
+            raise ValueError("a fall needs an end: trainer.max_steps or trainer.max_epochs, got -1 for both")
         if self.needs_total and total is not None and self.warmup_steps >= total:
             raise ValueError(f"warmup_steps must lie in [0, {total}), the steps of the run, got {self.warmup_steps}")
         if step < self.warmup_steps:

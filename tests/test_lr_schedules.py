@@ -69,7 +69,7 @@ def test_the_configured_cosine_ends_at_a_millionth():
     ("make", "message"),
     [
         (lambda: Constant(-1), "warmup_steps must be at least 0, got -1"),
-        (lambda: Cosine(1.0)(0, None), "Cosine needs trainer.max_steps or trainer.max_epochs, got -1 for both"),
+        (lambda: Cosine(1.0)(0, None), "a fall needs an end: trainer.max_steps or trainer.max_epochs, got -1 for both"),
         (lambda: Cosine(1.0, 10)(0, 10), r"warmup_steps must lie in \[0, 10\), the steps of the run, got 10"),
         (lambda: Cosine(1.0, 0, 2.0), r"min_lr must lie in \[0, 1.0\], up to optimizer.lr, got 2.0"),
         (lambda: Step(0.0), r"gamma must lie in \(0, 1\], got 0.0"),

@@ -31,4 +31,4 @@ class HeldOutByWeights(L.Callback):
                     for losses in pl_module.held_out_losses(moved):
                         total += torch.stack([losses.sum(), torch.full_like(losses[0], len(losses))])
             total = trainer.strategy.reduce(total, reduce_op="sum")
-            pl_module.log(f"val/loss_{name}", (total[0] / total[1]).float(), rank_zero_only=True)
+            pl_module.log(f"val/loss_{name}", total[0] / total[1], sync_dist=True)

@@ -99,6 +99,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if self.overfit is None:
             return self.load(split)
         images, labels = self.load("train")
+        if self.overfit > len(images):
+            raise ValueError(f"overfit must lie in [1, {len(images)}], the training images, got {self.overfit}")
         chosen = torch.arange(self.overfit) * len(images) // self.overfit
         return LabelledImages(images[chosen], labels[chosen])
 

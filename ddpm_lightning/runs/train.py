@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -104,7 +104,12 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
         if failure is None:
             raise
         raise failure from error
-    return _finish(cfg, trainer, module, data, folder, saved)
+    try:
+        return _finish(cfg, trainer, module, data, folder, saved)
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # or the next job of a sweep would log to the same run
 
 
 def _way_back(folder: Path) -> str:
@@ -234,4 +239,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # of a run that goes on from another's file
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's
+    # of 1x1 convolutions, for which all strides are one and the same order
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)
