@@ -80,6 +80,12 @@ def _one_of_many(task: Task, cfg: DictConfig, folder: Path) -> Any:
         _forget_processes()
 
 
+def searched(hydra_config: Any) -> str | None:
+    """Whether Optuna is to minimize or maximize what the jobs return; None for a sweep that is no search."""
+    direction = OmegaConf.select(hydra_config, "sweeper.direction")
+    return None if direction is None else str(getattr(direction, "name", direction))
+
+
 def _forget_processes() -> None:
     """Let the next job of a sweep start processes of its own."""
     os.environ.pop(JOB_VARIABLE, None)
