@@ -16,7 +16,9 @@ from ddpm_lightning.runs.refusal import CONF
 from ddpm_lightning.runs.train import train
 
 GROUPS = sorted(
-    path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name not in ("hydra", "experiment")
+    path.name
+    for path in (ROOT / "conf").iterdir()
+    if path.is_dir() and path.name not in ("hydra", "experiment", "sweep")
 )
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 QUICK = (

@@ -1,13 +1,29 @@
-"""Sweeps, and what stands at their end."""
+"""Sweeps: grids, searches, several at a time, and what stands at their end."""
 
+import csv
 import json
 import math
+import os
+import time
 
 import pytest
+from conftest import group_options
+from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from ddpm_lightning.runs.refusal import CONF
 from ddpm_lightning.runs.sweep import SweepSummary
+
+QUICK = (
+    *("experiment=smoke", "callbacks.samples=null", "trainer.max_steps=2", "trainer.val_check_interval=2"),
+    *("callbacks.progress=null", "+trainer.enable_progress_bar=false"),
+)
+
+
+def table(path):
+    with open(path / "summary.csv") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -109,3 +125,87 @@ def test_what_can_not_be_drawn_is_said_and_an_earlier_picture_removed(summary, t
     assert (code, picture.exists()) == (0, False)
     assert said.endswith("best: job 0, val_loss 0.5\nno plot: no override varied\n")
     assert summary(("x=1", "finished", {}), ("x=2", "finished", {}))[1].endswith("no plot: no job has a figure\n")
+
+
+@pytest.mark.parametrize("sweep", group_options("sweep"))
+def test_every_search_varies_keys_that_there_are_and_says_its_command(sweep):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"sweep={sweep}"], return_hydra_config=True)
+    for key in cfg.hydra.sweeper.params:
+        assert OmegaConf.select(cfg, key) is not None, key
+    assert cfg.name == sweep
+    lines = (CONF / "sweep" / f"{sweep}.yaml").read_text().splitlines()
+    assert lines[1].startswith(f"# python scripts/train.py sweep={sweep}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sweep=lr_ema"], "sweep=lr_ema: needs Hydra's optuna plugin: pip install -e '.[sweep]'"),
+        (["-m", "hydra/launcher=joblib"], "hydra/launcher=joblib: needs Hydra's joblib plugin: pip install -e '.[sw"),
+        (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: needs Hydra's optuna plugin: pip install -e '.[sweep]'"),
+    ],
+)
+def test_without_the_extra_one_line_says_how_to_get_it(script, tmp_path, arguments, said):
+    (tmp_path / "site" / "hydra_plugins").mkdir(parents=True)
+    (tmp_path / "site" / "hydra_plugins" / "__init__.py").touch()  # hides the plugins that are installed
+    start = time.monotonic()
+    done = script("train.py", *arguments, check=2, PYTHONPATH=path_with(tmp_path / "site"))
+    assert time.monotonic() - start < 3
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def path_with(folder):
+    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.mark.slow
+def test_a_search_finds_its_best_job_and_goes_on_where_it_stopped(script, tmp_path):
+    search = ("sweep=lr_ema", *QUICK, "name=found")
+    script("train.py", *search, "hydra.sweeper.n_trials=2")
+    first = table(tmp_path / "runs" / "found")
+    done = script("train.py", "-m", *search, "hydra.sweeper.n_trials=3")
+    rows = table(tmp_path / "runs" / "found")
+    assert rows[:2] == first
+    assert done.stdout.count("is finished: 2 steps") == 2
+    assert len({row["optimizer.lr"] for row in rows}) == len({row["callbacks.ema.decay"] for row in rows}) == 3
+    for row in rows:
+        config = OmegaConf.load(tmp_path / "runs" / "found" / row["job"] / "config.yaml")
+        assert config.optimizer.lr == float(row["optimizer.lr"])
+        assert config.callbacks.ema.decay == float(row["callbacks.ema.decay"])
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    optuna = OmegaConf.load(tmp_path / "runs" / "found" / "optimization_results.yaml")
+    assert optuna.best_value == float(best["val_loss"])
+    assert optuna.best_params["optimizer.lr"] == float(best["optimizer.lr"])
+    assert f"best: job {best['job']}, val_loss {optuna.best_value:.5g}: optimizer.lr=" in done.stdout
+    assert (tmp_path / "runs" / "found" / "summary.png").is_file()
+
+
+@pytest.mark.slow
+def test_refused_failed_and_diverged_jobs_stop_no_search(script, tmp_path):
+    space = (
+        *("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "optimizer.lr=choice(0.001,-1,1e30)"),
+        "callbacks.ema._target_=choice(ddpm_lightning.callbacks.ema.EMA,builtins.dict)",
+    )
+    done = script("train.py", "-m", *QUICK, *space, check=1)
+    rows = table(tmp_path / "runs" / "smoke")
+    found = {(row["callbacks.ema._target_"][-3:], float(row["optimizer.lr"])): row for row in rows}
+    assert {key: (row["status"], row["val_loss"] not in ("", "nan")) for key, row in found.items()} == {
+        ("EMA", 0.001): ("finished", True),
+        ("EMA", -1): ("refused", False),
+        ("EMA", 1e30): ("finished", False),
+        ("ict", 0.001): ("failed", False),
+        ("ict", -1): ("refused", False),
+        ("ict", 1e30): ("failed", False),
+    }
+    assert f"best: job {found['EMA', 0.001]['job']}, " in done.stdout
+
+
+@pytest.mark.slow
+def test_a_search_of_refused_jobs_alone_ends_in_a_table(script, tmp_path):
+    done = script("train.py", "sweep=lr_ema", *QUICK, "schedule.num_steps=-5", "hydra.sweeper.n_trials=2", check=2)
+    assert [row["status"] for row in table(tmp_path / "runs" / "lr_ema")] == ["refused", "refused"]
+    assert done.stdout.endswith("no plot: no job has a figure\n")
+    assert "Traceback" not in done.stderr
