@@ -64,6 +64,7 @@ def _one_of_many(task: Task, cfg: DictConfig, folder: Path) -> Any:
     # processes that Lightning starts for further devices are handed this very job, and not the sweep
     described = folder / JOB_CONFIG
     os.environ[JOB_VARIABLE] = str(described)
+    sys.modules["__main__"].__spec__ = None  # by this they would start joblib's worker, where that runs the job
     outcome: Any = math.nan
     try:
         check_types(cfg)

@@ -83,9 +83,22 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
     except Interrupted as stopped:
         say(f"\nstopped at step {trainer.global_step} by {stopped}; the same command goes on from there")
         raise SystemExit(128 + stopped.signum) from None
-    except MisconfigurationException as mistake:
-        raise Refusal(explain("trainer", mistake)) from mistake
+    except Exception as error:
+        _end_processes(trainer)
+        if isinstance(error, MisconfigurationException):
+            raise Refusal(explain("trainer", error)) from error
+        raise
     return _finish(cfg, trainer, module, data, folder)
+
+
+def _end_processes(trainer: Any) -> None:
+    """End the further devices' processes of a run that failed: they would wait for it, or Lightning kill this one."""
+    watched: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
+    processes = watched.copy()
+    watched.clear()  # every 5 s Lightning looks whether one of these ended badly, and then kills this process
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 @contextmanager

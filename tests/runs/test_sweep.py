@@ -209,3 +209,43 @@ def test_a_search_of_refused_jobs_alone_ends_in_a_table(script, tmp_path):
     assert [row["status"] for row in table(tmp_path / "runs" / "lr_ema")] == ["refused", "refused"]
     assert done.stdout.endswith("no plot: no job has a figure\n")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_a_searchs_two_process_jobs_have_one_configuration_and_fail_alone(script, tmp_path, launcher):
+    """Every rank leaves a note of what it trains with; in both ranks of job 0 an error is planted."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        """
+import json, os, sys
+from importlib.abc import MetaPathFinder
+class Plant(MetaPathFinder):  # once training is imported, and not in each process that joblib starts
+    def find_spec(self, name, path, target=None):
+        if name == "ddpm_lightning.runs.train":
+            sys.meta_path.remove(self)
+            from ddpm_lightning.callbacks.ema import EMA
+            from ddpm_lightning.module import DiffusionModule
+            original = DiffusionModule.training_step
+            def training_step(self, batch, batch_idx):
+                decay = [callback.decay for callback in self.trainer.callbacks if isinstance(callback, EMA)]
+                job = self.trainer.default_root_dir.rpartition("/")[2]
+                with open(f"notes-{job}-{self.global_rank}.json", "w") as file:
+                    json.dump([self.optimizers().defaults["lr"], *decay], file)
+                if job == "0":
+                    raise RuntimeError("planted")
+                return original(self, batch, batch_idx)
+            DiffusionModule.training_step = training_step
+sys.meta_path.insert(0, Plant())
+"""
+    )
+    both = ("sweep=lr_ema", *QUICK, "trainer=ddp_cpu", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
+    both += ("hydra.sweeper.sampler.seed=null",)  # or ranks that each searched for themselves would agree
+    script("train.py", *both, *launcher, check=1, timeout=400, PYTHONPATH=path_with(tmp_path / "site"))
+    rows = table(tmp_path / "runs" / "lr_ema")
+    assert [row["status"] for row in rows] == ["failed", "finished", "finished"]
+    for row in rows[1:]:
+        asked = [float(row["optimizer.lr"]), float(row["callbacks.ema.decay"])]
+        ranks = [json.loads((tmp_path / f"notes-{row['job']}-{rank}.json").read_text()) for rank in (0, 1)]
+        assert ranks == [asked, asked]
+    assert len({row["optimizer.lr"] for row in rows}) == 3
