@@ -34,7 +34,9 @@ def test_every_command_runs_in_the_order_of_the_readme(script, tmp_path):
     assert len(SCRIPTS) >= 9
     for arguments in SCRIPTS:
         script(*(shortened(arguments) if "--help" not in arguments else ["train.py", "--help"]))
-    assert (tmp_path / "runs" / "sweep" / "summary.csv").is_file()
+    for sweep in ("sweep", "lr_ema"):
+        assert (tmp_path / "runs" / sweep / "summary.csv").is_file()
+        assert (tmp_path / "runs" / sweep / "summary.png").is_file()
     assert len(list((tmp_path / "runs" / "digits" / "samples").rglob("seed-*.png"))) == 100 + 64
     assert len(list((tmp_path / "runs" / "digits" / "evaluation").glob("*.json"))) == 1 + 6
 
@@ -53,8 +55,8 @@ def test_pictures_and_folders_exist():
         assert (ROOT / path).exists(), path
 
 
-def test_experiments_and_samplers_are_all_named():
-    for name in (*group_options("experiment"), *group_options("sampler"), *group_options("data")):
+def test_experiments_samplers_and_searches_are_all_named():
+    for name in (name for group in ("experiment", "sampler", "data", "sweep") for name in group_options(group)):
         assert f"`{name}`" in README or f"={name}" in README, name
 
 

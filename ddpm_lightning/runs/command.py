@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -23,6 +24,9 @@ from ddpm_lightning.runs.refusal import Failure, Refusal, check_types, explain_h
 JOB_RECORD = "job.json"  # what became of a job of a sweep
 JOB_CONFIG = ".job.yaml"
 JOB_VARIABLE = "DDPM_JOB_CONFIG"
+
+# Hydra copies its store of configurations, with that of plugins, for each group that --help lists, and only reads it
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 Task = Callable[[DictConfig], Any]
 
@@ -65,28 +69,35 @@ def _one_of_many(task: Task, cfg: DictConfig, folder: Path) -> Any:
     # processes that Lightning starts for further devices are handed this very job, and not the sweep
     described = folder / JOB_CONFIG
     os.environ[JOB_VARIABLE] = str(described)
+    sys.modules["__main__"].__spec__ = None  # by this they would start joblib's worker, where that runs the job
+    outcome: Any = math.nan
     try:
         check_types(cfg)
         OmegaConf.save(cfg, described, resolve=True)
-        result = task(cfg)
+        outcome = task(cfg)
         record["status"] = "finished"
-        return result
     except Refusal as refusal:
         record |= {"status": "refused", "error": str(refusal)}
         _say(str(refusal))
-        return math.nan
     except Failure as failure:
         record |= {"status": "failed", "error": str(failure)}
         _say(str(failure))
-        return math.nan
     except Exception as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         traceback.print_exc()
-        return math.nan
     finally:
         write_json(folder / JOB_RECORD, record)
         described.unlink(missing_ok=True)
         _forget_processes()
+    # of jobs without a value Optuna would learn nothing, and a search of them alone would end in an error
+    worst = -math.inf if searched(HydraConfig.get()) == "maximize" else math.inf
+    return worst if isinstance(outcome, float) and math.isnan(outcome) else outcome
+
+
+def searched(hydra_config: Any) -> str | None:
+    """Whether Optuna is to minimize or maximize what the jobs return; None for a sweep that is no search."""
+    direction = OmegaConf.select(hydra_config, "sweeper.direction")
+    return None if direction is None else str(getattr(direction, "name", direction))
 
 
 def _forget_processes() -> None:

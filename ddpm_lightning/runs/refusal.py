@@ -25,6 +25,8 @@ NULLABLE = re.compile(
     r"|data\.split_sizes"
 )
 
+PLUGINS = {"hydra/sweeper": "optuna", "hydra/launcher": "joblib"}  # of the extra "sweep"
+
 
 class Refusal(Exception):
     """What was asked for can't be done. One line that names the key, the value, and what is allowed."""
@@ -120,6 +122,9 @@ def explain_hydra(error: HydraException) -> str:
     )
     if missing:
         group, _, name = missing[1].rpartition("/")
+        if PLUGINS.get(group) == name:
+            asked = (o for o in sys.argv[1:] if o.partition("=")[0] in (group, "sweep"))
+            return f"{next(asked, f'{group}={name}')}: needs Hydra's {name} plugin: pip install -e '.[sweep]'"
         options = missing[3].partition("\nConfig search path")[0].split()
         return f"{group}={name}: no such option; allowed: {_listed(name, options)}"
     if isinstance(error, OverrideParseException):
@@ -152,7 +157,7 @@ def _siblings(key: str) -> str:
         if (CONF / name / f"{value}.yaml").is_file():
             groups.append(argument)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        node: Any = compose(script, overrides=groups)
+        node: Any = compose(script, overrides=groups, return_hydra_config=key.startswith("hydra."))
     *parents, name = key.split(".")
     for parent in parents:
         if not isinstance(node, DictConfig) or parent not in node:

@@ -1,6 +1,5 @@
 """The training command: configuration -> data, module, trainer -> a run folder."""
 
-import errno
 import logging
 import math
 import os
@@ -14,25 +13,23 @@ from typing import Any
 import lightning as L
 import torch
 from filelock import FileLock, Timeout
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lightning.callbacks.ema import averaged
 from ddpm_lightning.callbacks.last_checkpoint import Interrupted
-from ddpm_lightning.callbacks.non_finite import NotFinite
 from ddpm_lightning.callbacks.overfit_check import OverfitCheck
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.callbacks.save_config import SaveConfig
 from ddpm_lightning.callbacks.throughput import Throughput
-from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.runs.build import MISTAKES, build, explain
 from ddpm_lightning.runs.check import check_devices, check_fit, check_length, check_values
 from ddpm_lightning.runs.command import write_json
 from ddpm_lightning.runs.describe import describe, gather
+from ddpm_lightning.runs.failure import explain_failure
 from ddpm_lightning.runs.record import finished_loss, record_start
 from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.resume import Start, find_start
@@ -92,48 +89,30 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
         logger.log_hyperparams(config, **final)
     try:
         trainer.fit(module, data, ckpt_path=start.checkpoint)
+        return _finish(cfg, trainer, module, data, folder, saved)
     except Interrupted as stopped:
         say(f"\nstopped at step {trainer.global_step} by {stopped}; the same command goes on from there")
         raise SystemExit(128 + stopped.signum) from None
-    except MisconfigurationException as mistake:
-        raise Refusal(explain("trainer", mistake)) from mistake
-    except NotFinite as stopped:
-        raise Failure(f"{stopped}; {_way_back(folder)}") from stopped
-    except (torch.OutOfMemoryError, RuntimeError, OSError) as error:
-        failure = _explained(error, cfg, folder)
+    except Exception as error:
+        _end_processes(trainer)
+        failure = explain_failure(error, cfg, folder)
         if failure is None:
             raise
         raise failure from error
-    try:
-        return _finish(cfg, trainer, module, data, folder, saved)
     finally:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # or the next job of a sweep would log to the same run
 
 
-def _way_back(folder: Path) -> str:
-    """How a run goes on that failed."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        return "there is no checkpoint to go back to yet; try a lower optimizer.lr or another trainer.precision"
-    step = read_checkpoint(last)["global_step"]
-    return f"the same command with on_nan=skip goes back to {last}, of step {step}, and leaves such steps out"
-
-
-def _explained(error: Exception, cfg: DictConfig, folder: Path) -> Failure | None:
-    """What ran out, and what to do; None for other errors."""
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return Failure(
-            f"out of memory with data.batch_size={cfg.data.batch_size}: try a smaller one with"
-            " trainer.accumulate_grad_batches, model.checkpointing=true, or trainer.precision=bf16-mixed"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Failure(
-            f"{folder} can't be written ({error.strerror}); the checkpoints in it are whole, and the same command goes"
-            " on from the last when there is space"
-        )
-    return None
+def _end_processes(trainer: Any) -> None:
+    """End the further devices' processes of a run that failed: they would wait for it, or Lightning kill this one."""
+    watched: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
+    processes = watched.copy()
+    watched.clear()  # every 5 s Lightning looks whether one of these ended badly, and then kills this process
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -173,10 +152,6 @@ def _build_data(cfg: DictConfig) -> ImageDataModule:
     return data
 
 
-def _tensorboards(trainer: Any) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
 def _finish(
     cfg: DictConfig, trainer: Any, module: DiffusionModule, data: ImageDataModule, folder: Path, saved: SaveConfig
 ) -> float:
@@ -188,9 +163,12 @@ def _finish(
         with averaged(trainer, module):
             trainer.validate(module, data, verbose=False)
     loss = float(trainer.callback_metrics["val/loss"])
-    for logger in _tensorboards(trainer):
-        logger.experiment.add_scalar("final/val_loss", loss, step)
-        logger.experiment.flush()
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_scalar("final/val_loss", loss, step)
+            logger.experiment.flush()
+        elif isinstance(logger, WandbLogger):
+            logger.log_metrics({"final/val_loss": loss}, step)
     if trainer.is_global_zero:
         length = {"max_steps": cfg.trainer.max_steps, "max_epochs": cfg.trainer.max_epochs}
         result = {"step": step, **length, "train_seconds": saved.train_seconds, "metrics": {"val_loss": loss}}

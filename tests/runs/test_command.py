@@ -34,6 +34,8 @@ def test_help_is_quick_and_shows_groups_and_keys(script, name):
         ),
         ("train.py", ["schedule=cosine", "schedule.beta_end=1"], "allowed: num_steps, offset"),
         ("train.py", ["data=foo"], "data=foo: no such option; allowed: celeba, celeba_hf, cifar10, digits,"),
+        ("train.py", ["sweep=foo"], "sweep=foo: no such option; allowed: lr_ema"),
+        ("train.py", ["sweep=lr_ema", "hydra.sweeper.n_trial=4"], "(did you mean n_trials?)"),
         ("train.py", ["schedule.num_steps=abc"], "train.py: schedule.num_steps=abc: must be an integer, such as 1000"),
         ("train.py", ["schedule.num_steps=10.5"], "schedule.num_steps=10.5: must be an integer"),
         ("train.py", ["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number, such as 0.002"),
