@@ -219,4 +219,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's
     # of 1x1 convolutions, for which all strides are one and the same order
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    warnings.filterwarnings("ignore", message="The PyTorch Profiler default schedule will be overridden")  # short runs
+    warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*", category=FutureWarning)

@@ -195,7 +195,7 @@ def test_refused_failed_and_diverged_jobs_stop_no_search(script, tmp_path):
     assert {key: (row["status"], row["val_loss"] not in ("", "nan")) for key, row in found.items()} == {
         ("EMA", 0.001): ("finished", True),
         ("EMA", -1): ("refused", False),
-        ("EMA", 1e30): ("finished", False),
+        ("EMA", 1e30): ("failed", False),
         ("ict", 0.001): ("failed", False),
         ("ict", -1): ("refused", False),
         ("ict", 1e30): ("failed", False),
@@ -228,7 +228,7 @@ class Plant(MetaPathFinder):  # once training is imported, and not in each proce
             from ddpm_lightning.module import DiffusionModule
             original = DiffusionModule.training_step
             def training_step(self, batch, batch_idx):
-                decay = [callback.decay for callback in self.trainer.callbacks if isinstance(callback, EMA)]
+                [decay] = [list(c.decays.values()) for c in self.trainer.callbacks if isinstance(c, EMA)]
                 job = self.trainer.default_root_dir.rpartition("/")[2]
                 with open(f"notes-{job}-{self.global_rank}.json", "w") as file:
                     json.dump([self.optimizers().defaults["lr"], *decay], file)
