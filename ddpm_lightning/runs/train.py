@@ -86,7 +86,7 @@ def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder:
     say(f"folder  {folder}" + (f", going on from step {start.step}" if start.checkpoint else ""))
     for logger in trainer.loggers:
         final = {"metrics": {"final/val_loss": math.nan}} if isinstance(logger, TensorBoardLogger) else {}
-        logger.log_hyperparams(config, **final)
+        logger.log_hyperparams({**config, "effective_batch": facts.batch}, **final)
     try:
         trainer.fit(module, data, ckpt_path=start.checkpoint)
         return _finish(cfg, trainer, module, data, folder, saved)
