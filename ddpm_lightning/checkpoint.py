@@ -54,6 +54,7 @@ class Loaded(NamedTuple):
     weights: str
     images_seen: int
     sha256: str
+    class_names: list[str] | None
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -131,7 +132,8 @@ def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device |
     denoiser.load_state_dict(own if weights == RAW else averages[weights])
     denoiser = denoiser.eval().requires_grad_(False).to(device)
     step, images_seen = checkpoint["global_step"], checkpoint["images_seen"]
-    return Loaded(denoiser, config, file, step, weights, images_seen, _sha256(file))
+    names = checkpoint.get("class_names")
+    return Loaded(denoiser, config, file, step, weights, images_seen, _sha256(file), names)
 
 
 def _sha256(path: Path) -> str:

@@ -57,6 +57,38 @@ def caption_strip(text: str, width: int) -> Tensor:
     return torch.from_numpy(np.array(strip)).permute(2, 0, 1)
 
 
+def read_image(path: Path, image_shape: Sequence[int]) -> Tensor:
+    """A picture file as a float32 image (C, H, W) in [-1, 1]. Raises ValueError if its size or colours are others.
+
+    Grey pictures serve for colour; colour for grey does not, unless all three channels agree.
+    """
+    channels, height, width = image_shape
+    try:
+        with Image.open(path) as file:
+            array = np.array(file.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{path} can't be read as a picture ({error})") from error
+    if array.shape[:2] != (height, width):
+        raise ValueError(f"{path} must be of {height}x{width} pixels, and has {'x'.join(map(str, array.shape[:2]))}")
+    image = torch.from_numpy(array).permute(2, 0, 1)
+    if channels == 1:
+        if not (image == image[:1]).all():
+            raise ValueError(f"{path} must be grey, and is in colour")
+        image = image[:1]
+    return image.float() / 127.5 - 1
+
+
+def save_gif(frames: Sequence[Tensor], path: Path, seconds: float) -> None:
+    """Write pictures (3 or 1, H, W) uint8 as a film of that length, whole or not at all; the last one stays longer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [Image.fromarray(frame.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()) for frame in frames]
+    each = max(20, round(1000 * seconds / len(frames)))  # milliseconds; viewers slow down what is faster
+    part = path.with_name(f".{path.name}.part")
+    lengths = [each] * (len(frames) - 1) + [each + 1000]
+    pictures[0].save(part, "GIF", save_all=True, append_images=pictures[1:], duration=lengths, loop=0)
+    os.replace(part, path)
+
+
 def save_png(image: Tensor, path: Path) -> None:
     """Write an image (C, H, W) uint8, whole or not at all, with its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)

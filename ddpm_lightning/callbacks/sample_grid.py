@@ -13,9 +13,8 @@ from torch import Tensor
 from ddpm_lightning.callbacks.ema import RAW, averaged, find_ema
 from ddpm_lightning.callbacks.last_checkpoint import is_due, stop_requested
 from ddpm_lightning.diffusion.guidance import GuidedDenoiser, X0Estimator
-from ddpm_lightning.diffusion.noise import PerImageNoise
 from ddpm_lightning.diffusion.samplers.base import Sampler
-from ddpm_lightning.generation import generate
+from ddpm_lightning.generation import film, generate
 from ddpm_lightning.images import grid, save_png, to_uint8
 from ddpm_lightning.module import DiffusionModule
 
@@ -122,12 +121,9 @@ class SampleGrid(L.Callback):
         picture = grid(to_uint8(torch.cat(list(images))), self.columns, captions)
         if not self.strip:
             return picture, None
-        noise = PerImageNoise(seeds[: self.strip], device)
-        label = None if labels is None else torch.tensor(labels[: self.strip], device=device)
-        states = [noise.randn(shape)]
-        for stage in self.sampler.trajectory(denoiser, states[0], label, noise.randn_like):
-            watch(self.strip)
-            states.append(stage.x_s)
+        first = None if labels is None else labels[: self.strip]
+        way = film(denoiser, self.sampler, shape, seeds[: self.strip], first, device, watch)
+        states = [x for _, x, _ in way]
         shown = [round(i * (len(states) - 1) / (STRIP_STAGES - 1)) for i in range(STRIP_STAGES)]
         rows = torch.stack([states[i] for i in shown], dim=1)  # (images, stages, C, H, W)
         return picture, grid(to_uint8(rows.flatten(0, 1)), STRIP_STAGES)

@@ -9,9 +9,10 @@ import lightning as L
 class SaveConfig(L.Callback):
     """Puts a plain dictionary, which ``weights_only=True`` can load, under ``checkpoint["config"]``.
 
-    And how many images the weights have seen, over all devices, under ``checkpoint["images_seen"]``; and under
-    ``checkpoint["train_seconds"]`` how long they were trained, validation and sample grids included, over all starts
-    of the run: not what a kill threw away, and None if the run began before this was counted.
+    And the names of the classes, or None, under ``checkpoint["class_names"]``; how many images the weights have seen,
+    over all devices, under ``checkpoint["images_seen"]``; and under ``checkpoint["train_seconds"]`` how long they
+    were trained, validation and sample grids included, over all starts of the run: not what a kill threw away, and
+    None if the run began before this was counted.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -35,5 +36,6 @@ class SaveConfig(L.Callback):
     def on_save_checkpoint(self, trainer: Any, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         batch = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         checkpoint["config"] = self.config
+        checkpoint["class_names"] = trainer.datamodule.class_names
         checkpoint["images_seen"] = trainer.global_step * batch
         checkpoint["train_seconds"] = self.train_seconds

@@ -1,10 +1,12 @@
-"""Callables with the denoiser's interface that steer it."""
+"""Callables with the denoiser's interface that steer it, or watch it."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ddpm_lightning.diffusion.level import expand
 from ddpm_lightning.diffusion.parameterization import Estimate
 from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
 
@@ -23,25 +25,55 @@ class GuidedDenoiser:
 
     Stated here in x_0, which is the same, since the noise is affine in x_0 at given x_t and the two
     weights sum to one. w = 0 is the plain conditional estimate. Both passes run as one batch.
+
+    ``interval`` (low, high): guide only where sigma / alpha lies in it, and save the second pass elsewhere,
+    Kynkäänniemi et al. (2024). ``rescale`` in [0, 1]: how far the estimate is brought back to the standard deviation
+    of the conditional one, image by image, Lin et al. (2024), eq. 15-16, here in x_0.
     """
 
-    def __init__(self, denoiser: X0Estimator, w: float, null_label: int) -> None:
+    def __init__(
+        self,
+        denoiser: X0Estimator,
+        w: float,
+        null_label: int,
+        interval: Sequence[float] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+            raise ValueError(f"interval must be two numbers, 0 <= low < high, got {list(interval)}")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale must lie in [0, 1], got {rescale}")
         self.denoiser = denoiser
         self.w = w
         self.null_label = null_label
+        self.interval = interval
+        self.rescale = rescale
 
     @property
     def schedule(self) -> NoiseSchedule:
         return self.denoiser.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Tensor:
-        both = self.denoiser(*self._doubled(x_t, t, label))
-        return self._steer(both)
+        if self._is_outside(t):
+            return self.denoiser(x_t, t, label)
+        return self._steer(self.denoiser(*self._doubled(x_t, t, label)), t)
 
     def estimate(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Estimate:
         """The same, with the conditional pass's learned variance, of a denoiser that has one."""
-        both: Estimate = cast(Any, self.denoiser).estimate(*self._doubled(x_t, t, label))
-        return Estimate(self._steer(both.x_0), None if both.fraction is None else both.fraction.chunk(2)[0])
+        denoiser = cast(Any, self.denoiser)
+        if self._is_outside(t):
+            return denoiser.estimate(x_t, t, label)
+        both: Estimate = denoiser.estimate(*self._doubled(x_t, t, label))
+        return Estimate(self._steer(both.x_0, t), None if both.fraction is None else both.fraction.chunk(2)[0])
+
+    def _is_outside(self, t: Tensor | int) -> bool:
+        """Whether one time for all images lies outside the interval; levels of such live on the CPU."""
+        return not isinstance(t, Tensor) and not bool(self._is_guided(t))
+
+    def _is_guided(self, t: Tensor | int) -> Tensor:
+        level = self.schedule(t)
+        low, high = (0.0, float("inf")) if self.interval is None else self.interval
+        return (level.sigma >= low * level.alpha) & (level.sigma <= high * level.alpha)
 
     def _doubled(self, x_t: Tensor, t: Tensor | int, label: Tensor | None) -> tuple[Tensor, Tensor | int, Tensor]:
         """One batch for both passes."""
@@ -51,6 +83,84 @@ class GuidedDenoiser:
         both_times = torch.cat([t, t]) if isinstance(t, Tensor) else t
         return torch.cat([x_t, x_t]), both_times, both_labels
 
-    def _steer(self, both: Tensor) -> Tensor:
+    def _steer(self, both: Tensor, t: Tensor | int) -> Tensor:
         conditional, unconditional = both.chunk(2)
-        return (1 + self.w) * conditional - self.w * unconditional
+        w: Any = self.w
+        if isinstance(t, Tensor):
+            w = expand(self.w * self._is_guided(t), conditional)
+        guided = (1 + w) * conditional - w * unconditional
+        if not self.rescale:
+            return guided
+        factor = conditional.flatten(1).std(1) / guided.flatten(1).std(1)
+        return guided * expand(1 - self.rescale + self.rescale * factor, guided)
+
+
+class DynamicThreshold:
+    """Brings estimates of x_0 into [-1, 1] by their ``quantile`` of absolute values, image by image, where it is
+    above 1.
+
+    Saharia et al. (2022), sec. 2.3: clamped to that value, and divided by it.
+    """
+
+    def __init__(self, denoiser: X0Estimator, quantile: float = 0.995) -> None:
+        if not 0 < quantile <= 1:
+            raise ValueError(f"quantile must lie in (0, 1], got {quantile}")
+        self.denoiser = denoiser
+        self.quantile = quantile
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Tensor:
+        return self._limited(self.denoiser(x_t, t, label))
+
+    def estimate(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Estimate:
+        """The same, with the variance as it is."""
+        x_0, fraction = cast(Any, self.denoiser).estimate(x_t, t, label)
+        return Estimate(self._limited(x_0), fraction)
+
+    def _limited(self, x_0: Tensor) -> Tensor:
+        limit = expand(x_0.flatten(1).abs().quantile(self.quantile, dim=1).clamp(min=1), x_0)
+        return x_0.clamp(-limit, limit) / limit
+
+
+class Watched:
+    """A denoiser that keeps its newest estimate, ``x_0`` (B, C, H, W), for those who film it."""
+
+    x_0: Tensor
+
+    def __init__(self, denoiser: X0Estimator) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Tensor:
+        self.x_0 = self.denoiser(x_t, t, label)
+        return self.x_0
+
+    def estimate(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Estimate:
+        """The same, with a learned variance."""
+        estimate: Estimate = cast(Any, self.denoiser).estimate(x_t, t, label)
+        self.x_0 = estimate.x_0
+        return estimate
+
+
+def steered(
+    denoiser: X0Estimator,
+    num_classes: int | None,
+    guidance: float = 0.0,
+    interval: Sequence[float] | None = None,
+    rescale: float = 0.0,
+    dynamic_threshold: float | None = None,
+) -> X0Estimator:
+    """The denoiser with what was asked for around it. Raises ValueError for guidance of one without classes."""
+    if guidance < 0:
+        raise ValueError(f"guidance must be at least 0, got {guidance}")
+    if guidance:
+        if num_classes is None:
+            raise ValueError(f"guidance must be 0 for a network without labels, got {guidance}")
+        denoiser = GuidedDenoiser(denoiser, guidance, num_classes, interval, rescale)
+    return denoiser if dynamic_threshold is None else DynamicThreshold(denoiser, dynamic_threshold)

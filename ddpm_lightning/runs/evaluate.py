@@ -16,7 +16,6 @@ from tqdm import tqdm
 from ddpm_lightning.checkpoint import Loaded, load_data
 from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.data.resident import LabelledImages
-from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.evaluation.features import Classifier, Extracted, Features, Inception
 from ddpm_lightning.evaluation.fidelity import (
     METRICS,
@@ -29,7 +28,16 @@ from ddpm_lightning.evaluation.fidelity import (
 from ddpm_lightning.runs.build import MISTAKES, build, explain
 from ddpm_lightning.runs.command import write_json
 from ddpm_lightning.runs.refusal import Refusal
-from ddpm_lightning.runs.sample import generate_uint8, load, run_folder, settings, tag
+from ddpm_lightning.runs.sampling import (
+    Session,
+    check_integer,
+    generate_uint8,
+    open_session,
+    run_folder,
+    sampling_context,
+    settings,
+    tag,
+)
 from ddpm_lightning.runs.sweep import RESULT
 
 USUAL_SAMPLES = 50_000
@@ -42,7 +50,10 @@ def evaluate(cfg: DictConfig) -> float:
     unknown = [m for m in cfg.metrics if m not in METRICS]
     if unknown or not cfg.metrics:
         raise Refusal(f"metrics={list(cfg.metrics)}: must be a list of some of {', '.join(METRICS)}")
-    loaded, sampler = load(cfg, LEAST_SAMPLES)
+    session = open_session(cfg)
+    if cfg.num_samples is not None:
+        check_integer(cfg, "num_samples", LEAST_SAMPLES)
+    loaded = session.loaded
     data, train, held_out = _reference(cfg, loaded)
     features = _features(cfg, data, train)
     if cfg.num_samples is None:
@@ -51,15 +62,16 @@ def evaluate(cfg: DictConfig) -> float:
         few = f"num_samples={cfg.num_samples}: below the usual {USUAL_SAMPLES}"
         warnings.warn(f"{few}, which biases the Frechet distance upwards; do not compare", stacklevel=1)
 
-    num_classes = loaded.config["model"]["num_classes"]
+    num_classes = session.num_classes
     labels = None if num_classes is None else [i % num_classes for i in range(cfg.num_samples)]
-    features.to(next(loaded.denoiser.parameters()).device)
-    images = generate_uint8(cfg, loaded, sampler, labels)
+    features.to(session.device)
+    with sampling_context(session):
+        images = torch.cat(list(generate_uint8(session, range(cfg.seed, cfg.seed + cfg.num_samples), labels)))
     figures = score(cfg.metrics, features, images, train.images, held_out.images, cfg.batch_size)
     if labels is not None:
         figures |= accuracies(features, images, torch.tensor(labels), held_out)
 
-    stated = protocol(cfg, loaded, sampler, features, data)
+    stated = protocol(session, features, data)
     path = run_folder(loaded.path) / "evaluation" / f"{tag(cfg, stated, cfg.num_samples)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"metrics": {**_earlier(path, stated), **figures}, "protocol": stated}
@@ -140,11 +152,9 @@ def extract(features: Features, images: Tensor, batch_size: int) -> Extracted:
     return Extracted(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def protocol(
-    cfg: DictConfig, loaded: Loaded, sampler: Sampler, features: Features, data: ImageDataModule
-) -> dict[str, Any]:
+def protocol(session: Session, features: Features, data: ImageDataModule) -> dict[str, Any]:
     """All that stands behind the figures."""
-    num_classes = loaded.config["model"]["num_classes"]
+    cfg, loaded = session.cfg, session.loaded
     return {
         "reference": {
             "set": type(data).__name__,
@@ -156,14 +166,16 @@ def protocol(
         },
         "features": features.protocol,
         "versions": {name: version(name) for name in ("torch-fidelity", "torch", "scikit-learn")},
-        "device": str(next(loaded.denoiser.parameters()).device),
+        "device": str(session.device),
         "quantisation": "uint8, rounded",
         "training_seed": loaded.config.get("seed"),
         "images_seen": loaded.images_seen,
         "T": loaded.denoiser.schedule.num_steps,
-        "network_calls": sampler.num_calls * (2 if cfg.guidance else 1),
-        "labels": None if num_classes is None else f"image i has label i mod {num_classes}",
-        **settings(cfg, loaded),
+        "network_calls": session.sampler.num_calls * (2 if cfg.guidance else 1),
+        "labels": None if session.num_classes is None else f"image i has label i mod {session.num_classes}",
+        "num_samples": cfg.num_samples,
+        "seed": cfg.seed,
+        **settings(session),
     }
 
 

@@ -1,9 +1,11 @@
+from typing import ClassVar
+
 import pytest
 import torch
 from conftest import GaussianDenoiser
 
 from ddpm_lightning.diffusion.forward import noise_from_x0
-from ddpm_lightning.diffusion.guidance import GuidedDenoiser
+from ddpm_lightning.diffusion.guidance import DynamicThreshold, GuidedDenoiser, Watched
 from ddpm_lightning.diffusion.samplers.heun import HeunSampler
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
 
@@ -66,3 +68,80 @@ def test_times_for_each_image_are_kept_apart(denoiser):
 def test_guidance_without_labels_is_refused(denoiser):
     with pytest.raises(ValueError, match="guidance needs labels"):
         GuidedDenoiser(denoiser, 1.0, NULL)(torch.zeros(1, 1, 1, 1), 5)
+
+
+def test_guidance_on_two_gaussians_has_the_closed_form_of_the_ode():
+    """Class N(m, c^2), all data N(0, S^2): along the flow the guided deviation ends at c (c / S)^w."""
+    schedule, c, S, w = LinearSchedule(), 0.2, 0.5, 0.7
+    guided = GuidedDenoiser(TwoGaussians(schedule, c**2, S**2), w, NULL)
+    x_T = torch.randn(200, 1, 4, 4)
+    x = HeunSampler(200, clip_x0=False)(guided, x_T, torch.zeros(200, dtype=torch.long))
+    # not quite: at the last time the schedule leaves sigma / alpha = 157 in place of infinity
+    assert x.std().item() == pytest.approx(c * (c / S) ** w, rel=0.02)
+
+
+class Counting(TwoGaussians):
+    sizes: ClassVar[list[int]] = []
+
+    def __call__(self, x_t, t, label=None):
+        self.sizes.append(len(x_t))
+        return super().__call__(x_t, t, label)
+
+
+def test_guidance_in_an_interval_is_guidance_there_and_none_elsewhere_at_the_price_of_one_pass():
+    schedule = LinearSchedule()
+    plain = Counting(schedule, 0.04, 0.25)
+    x_t, labels = torch.randn(3, 1, 2, 2), torch.zeros(3, dtype=torch.long)
+    ratio = {t: (schedule(t).sigma / schedule(t).alpha).item() for t in (10, 400, 900)}
+    limited = GuidedDenoiser(plain, 2.0, NULL, interval=(ratio[400] - 0.01, ratio[400] + 0.01))
+    always = GuidedDenoiser(plain, 2.0, NULL)
+    for t in ratio:
+        plain.sizes.clear()
+        found = limited(x_t, t, labels)
+        assert plain.sizes == [6 if t == 400 else 3]
+        torch.testing.assert_close(found, (always if t == 400 else plain)(x_t, t, labels))
+    times = torch.tensor([10, 400, 900])  # one for each image
+    each = torch.stack([limited(x_t[i : i + 1], t, labels[:1])[0] for i, t in enumerate(ratio)])
+    torch.testing.assert_close(limited(x_t, times, labels), each)
+
+
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_estimate():
+    plain = TwoGaussians(LinearSchedule(), 0.04, 0.25)
+    x_t, labels = torch.randn(5, 3, 8, 8), torch.zeros(5, dtype=torch.long)
+    conditional, full = plain(x_t, 300, labels), GuidedDenoiser(plain, 3.0, NULL)(x_t, 300, labels)
+    whole, half = (GuidedDenoiser(plain, 3.0, NULL, rescale=r)(x_t, 300, labels) for r in (1.0, 0.5))
+    torch.testing.assert_close(whole.flatten(1).std(1), conditional.flatten(1).std(1))
+    torch.testing.assert_close(half, (whole + full) / 2)
+
+
+def test_dynamic_thresholds_limit_each_image_by_its_own_quantile():
+    x_0 = torch.stack([torch.linspace(-3, 3, 101), torch.linspace(-0.5, 0.5, 101)]).view(2, 1, 1, 101)
+
+    def estimator(x_t, t, label=None):
+        return x_0
+
+    limited = DynamicThreshold(estimator, 0.9)(x_0, 5)
+    s = x_0[0].abs().flatten().sort().values[90].item()
+    torch.testing.assert_close(limited[0], x_0[0].clamp(-s, s) / s, rtol=1e-3, atol=1e-3)
+    assert torch.equal(limited[1], x_0[1])  # already within
+
+
+def test_a_watched_denoiser_keeps_its_newest_estimate(denoiser):
+    watched = Watched(denoiser)
+    x_t, labels = torch.randn(3, 1, 2, 2), torch.zeros(3, dtype=torch.long)
+    assert torch.equal(watched(x_t, 7, labels), denoiser(x_t, 7, labels))
+    assert torch.equal(watched.x_0, denoiser(x_t, 7, labels))
+    assert watched.schedule is denoiser.schedule
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GuidedDenoiser(None, 1.0, NULL, interval=[3.0, 1.0]), "interval must be two numbers, 0 <= low < high"),
+        (lambda: GuidedDenoiser(None, 1.0, NULL, rescale=2.0), r"rescale must lie in \[0, 1\], got 2.0"),
+        (lambda: DynamicThreshold(None, 0.0), r"quantile must lie in \(0, 1\], got 0.0"),
+    ],
+)
+def test_impossible_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

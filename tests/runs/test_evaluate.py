@@ -191,9 +191,9 @@ def test_an_evaluation_asks_for_every_class_in_turn_and_compares_with_the_traini
 ):
     asked = []
 
-    def copies(cfg, loaded, sampler, labels):
+    def copies(session, seeds, labels):
         asked.extend(labels)
-        return digits.split("train").images[: len(labels)]
+        yield digits.split("train").images[: len(labels)]
 
     monkeypatch.setattr(module, "generate_uint8", copies)
     cfg = configure(f"ckpt={smoke}", "num_samples=25", "metrics=[memorisation]", command="evaluate")

@@ -38,23 +38,76 @@ def test_each_sampler_writes_a_file_for_each_seed_and_a_grid(configure, runs, tm
     assert set(files) == {*(f"seed-{i:06d}.png" for i in range(7, 12)), "grid.png"}
     assert files["seed-000007.png"].shape == (8, 8)
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert settings["seed"] == 7
+    assert settings["label"] == "all"
     assert settings["sampler"]["num_steps"] == 4
 
 
-def test_results_do_not_depend_on_the_batch_size(configure, runs, tmp_path):
-    one, other = (
-        draw(configure, runs / "conditional", tmp_path / size, "num_samples=6", f"batch_size={size}") for size in "25"
-    )
-    for name, image in one.items():
-        assert np.abs(image.astype(int) - other[name].astype(int)).max() <= 1
+def test_the_bytes_do_not_depend_on_the_batch_size_or_on_which_images_are_drawn(configure, runs, tmp_path):
+    whole = draw(configure, runs / "conditional", tmp_path / "whole", "num_samples=20")
+    for size in (1, 5, 16, 17):
+        again = draw(configure, runs / "conditional", tmp_path / str(size), "num_samples=20", f"batch_size={size}")
+        for name, image in whole.items():
+            assert np.array_equal(image, again[name]), (size, name)
+    few = draw(configure, runs / "conditional", tmp_path / "few", "num_samples=3", "seed=11")
+    for name in ("seed-000011.png", "seed-000013.png"):
+        assert np.array_equal(few[name], whole[name])
 
 
-def test_seeds_name_images_wherever_they_start(configure, runs, tmp_path):
-    first = draw(configure, runs / "conditional", tmp_path / "a", "num_samples=4", "label=3")
-    second = draw(configure, runs / "conditional", tmp_path / "b", "num_samples=2", "seed=2", "label=3")
-    for name in ("seed-000002.png", "seed-000003.png"):
-        assert np.abs(first[name].astype(int) - second[name].astype(int)).max() <= 1
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes_as_one(configure, script, runs, tmp_path):
+    one = draw(configure, runs / "conditional", tmp_path / "one", "num_samples=9", "device=cpu")
+    arguments = [f"ckpt={runs / 'conditional'}", "num_samples=9", "device=cpu", "sampler.num_steps=4", "devices=2"]
+    script("sample.py", *arguments, f"output_dir={tmp_path / 'two'}")
+    assert {path.name for path in (tmp_path / "two").glob("*.png")} == set(one)
+    for name in one:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_files_that_are_there_are_kept_and_missing_ones_made(configure, runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    whole = draw(configure, runs / "conditional", out, "num_samples=6")
+    before = {path: path.stat().st_mtime_ns for path in out.glob("seed-*.png")}
+    gone = sorted(before)[2]
+    gone.unlink()
+    capsys.readouterr()
+    again = draw(configure, runs / "conditional", out, "num_samples=8")
+    assert "8 images, 5 of them kept" in capsys.readouterr().out
+    for name in set(whole) - {"grid.png"}:
+        assert np.array_equal(again[name], whole[name])
+    for path, changed in before.items():
+        assert (path.stat().st_mtime_ns == changed) == (path != gone)
+
+
+def test_pictures_of_other_settings_are_not_mixed(configure, runs, tmp_path):
+    draw(configure, runs / "conditional", tmp_path / "out", "num_samples=1")
+    with pytest.raises(Refusal, match="output_dir=.*must be another one, as it holds pictures of other settings"):
+        draw(configure, runs / "conditional", tmp_path / "out", "num_samples=1", "guidance=1.0")
+
+
+def test_an_npz_holds_all_images_with_their_seeds_and_labels(configure, runs, tmp_path):
+    files = draw(configure, runs / "conditional", tmp_path / "out", "num_samples=12", "seed=5", "npz=true")
+    with np.load(tmp_path / "out" / "images.npz") as arrays:
+        assert arrays["images"].shape == (12, 8, 8, 1)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["seeds"].tolist() == list(range(5, 17))
+        assert arrays["labels"].tolist() == [seed % 10 for seed in range(5, 17)]
+        assert np.array_equal(arrays["images"][3, ..., 0], files["seed-000008.png"])
+
+
+def test_random_labels_depend_on_the_seed_alone(configure, runs, tmp_path):
+    drawn = []
+    for i, more in enumerate((["num_samples=12"], ["num_samples=4", "seed=8"])):
+        draw(configure, runs / "conditional", tmp_path / str(i), "label=random", "npz=true", *more)
+        drawn.append(np.load(tmp_path / str(i) / "images.npz")["labels"].tolist())
+    assert drawn[0][8:] == drawn[1]
+    assert len(set(drawn[0])) > 3
+
+
+def test_bf16_is_near_fp32_and_not_the_same(configure, runs, tmp_path):
+    full = draw(configure, runs / "conditional", tmp_path / "a", "num_samples=4")["grid.png"].astype(int)
+    half = draw(configure, runs / "conditional", tmp_path / "b", "num_samples=4", "precision=bf16-mixed")["grid.png"]
+    assert np.abs(full - half).max() > 0
+    assert np.abs(full - half).mean() < 3
 
 
 def test_labels_and_guidance_change_the_image(configure, runs, tmp_path):
@@ -66,19 +119,24 @@ def test_labels_and_guidance_change_the_image(configure, runs, tmp_path):
     assert not np.array_equal(images[0], images[2])
 
 
-def test_guidance_is_against_the_null_class(configure, runs, tmp_path, monkeypatch):
-    import ddpm_lightning.runs.sample as module
+def test_guidance_is_against_the_null_class_with_all_that_was_asked_for(configure, runs, tmp_path, monkeypatch):
+    import ddpm_lightning.diffusion.guidance as module
 
     made = []
     original = module.GuidedDenoiser
 
-    def watched(denoiser, w, null_label):
-        made.append((w, null_label))
-        return original(denoiser, w, null_label)
+    def watched(denoiser, *settings):
+        made.append(settings)
+        return original(denoiser, *settings)
 
     monkeypatch.setattr(module, "GuidedDenoiser", watched)
-    draw(configure, runs / "conditional", tmp_path / "out", "num_samples=1", "guidance=2.5")
-    assert made == [(2.5, 10)]
+    more = ("guidance=2.5", "guidance_interval=[0.0,2.0]", "guidance_rescale=0.7", "dynamic_threshold=0.5")
+    images = [draw(configure, runs / "conditional", tmp_path / "out", "num_samples=1", *more)["grid.png"]]
+    assert made == [(2.5, 10, [0.0, 2.0], 0.7)]
+    for i in range(1, 4):  # each of them matters
+        less = [option for k, option in enumerate(more) if k != i]
+        images.append(draw(configure, runs / "conditional", tmp_path / str(i), "num_samples=1", *less)["grid.png"])
+    assert all(not np.array_equal(images[0], other) for other in images[1:])
 
 
 def test_averaged_and_raw_weights_give_other_images(configure, runs, tmp_path):
@@ -89,32 +147,40 @@ def test_averaged_and_raw_weights_give_other_images(configure, runs, tmp_path):
 
 
 def test_the_default_folder_is_named_by_the_settings(configure, runs):
-    for more in (["seed=0"], ["seed=1"], ["label=2"]):
-        cfg = configure(f"ckpt={runs / 'unconditional'}", "num_samples=1", "sampler.num_steps=2", command="sample")
-        if more[0] != "label=2":
-            cfg.seed = int(more[0][-1])
-            sample(cfg)
+    for more in ("seed=0", "seed=1", "dynamic_threshold=0.5"):  # images of other seeds belong beside the first
+        quick = ("num_samples=1", "sampler.num_steps=2", more)
+        sample(configure(f"ckpt={runs / 'unconditional'}", *quick, command="sample"))
     folders = list((runs / "unconditional" / "samples").iterdir())
     assert len(folders) == 2
-    assert all(folder.name.startswith("ddim-2-") for folder in folders)
+    assert all(folder.name.startswith("samples-ddim-2-") for folder in folders)
 
 
 @pytest.mark.parametrize(
     ("run", "overrides", "message"),
     [
-        ("conditional", ["label=10"], r"label=10: must be an integer in \[0, 9\]"),
-        ("conditional", ["label=[1,-1]"], r"label=\[1, -1\]: must be an integer in \[0, 9\]"),
-        ("conditional", ["label=cat"], "label=cat: must be an integer"),
+        ("conditional", ["label=10"], r"label=10: must be all, random, an integer in \[0, 9\], or a list of such"),
+        ("conditional", ["label=[1,-1]"], r"label=\[1, -1\]: must be all, random"),
+        ("conditional", ["label=cat"], "label=cat: must be all, random"),
         ("conditional", ["sampler.num_steps=101"], r"sampler.num_steps must lie in \[1, 100\].*got 101"),
         ("conditional", ["sampler.num_steps=0"], "sampler.num_steps must be an integer of at least 1, got 0"),
         ("conditional", ["num_samples=0"], r"num_samples=0: must be an integer in \[1, "),
         ("conditional", ["seed=-1"], r"seed=-1: must be an integer in \[0, "),
-        ("conditional", ["guidance=-1.0"], "guidance=-1.0: must be at least 0"),
+        ("conditional", ["guidance=-1.0"], "guidance must be at least 0, got -1.0"),
         ("conditional", ["weights=best"], "weights must be one of raw, ema, 0.9999, those of .*, got best"),
         ("conditional", ["device=abacus"], "device=abacus"),
         ("conditional", [f"output_dir={__file__}/x"], "output_dir=.*must be a folder that can be written"),
-        ("unconditional", ["label=3"], "label=3: must be null"),
-        ("unconditional", ["guidance=1.0"], "guidance=1.0: must be 0"),
+        ("unconditional", ["label=3"], "label=3: must be all, as the checkpoint was trained without labels"),
+        ("unconditional", ["guidance=1.0"], "guidance must be 0 for a network without labels, got 1.0"),
+        (
+            "conditional",
+            ["guidance=1.0", "guidance_interval=[3,1]"],
+            "guidance_interval must be two numbers, 0 <= low < h",
+        ),
+        ("conditional", ["guidance=1.0", "guidance_interval=[1]"], "guidance_interval must be two numbers"),
+        ("conditional", ["guidance=1.0", "guidance_rescale=2.0"], r"guidance_rescale must lie in \[0, 1\], got 2.0"),
+        ("conditional", ["dynamic_threshold=1.5"], r"dynamic_threshold must lie in \(0, 1\], got 1.5"),
+        ("conditional", ["precision=16-mixed"], "precision=16-mixed: must be one of 32-true, bf16-mixed"),
+        ("conditional", ["devices=0"], r"devices=0: must be an integer in \[1, "),
         ("missing", [], "ckpt must be a checkpoint file, or a run folder"),
     ],
 )

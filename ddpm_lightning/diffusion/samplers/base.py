@@ -66,10 +66,21 @@ class Sampler(ABC):
 
     @torch.no_grad()
     def trajectory(
-        self, denoiser: X0Estimator, x_T: Tensor, label: Tensor | None = None, randn_like: RandnLike = torch.randn_like
+        self,
+        denoiser: X0Estimator,
+        x_T: Tensor,
+        label: Tensor | None = None,
+        randn_like: RandnLike = torch.randn_like,
+        start: int | None = None,
     ) -> Iterator[Stage]:
-        """The same, as a stage after each move, the last of them at time 0."""
+        """The same, as a stage after each move, the last of them at time 0.
+
+        With ``start`` the images given are at that time, not at T, and of the sampler's times the later ones are left
+        out.
+        """
         times = visited_times(denoiser.schedule, self.num_steps, self.spacing)
+        if start is not None:
+            times = [start, *(t for t in times if t < start)]
         x, memory = x_T, None
         for i, (t, s) in enumerate(pairwise(times), start=1):
             x, memory = self.step(denoiser, x, t, s, label, memory, randn_like)

@@ -1,0 +1,56 @@
+"""mode=grid: the same seeds by several samplers, to choose one by eye."""
+
+import csv
+import time
+from itertools import product
+
+import torch
+from hydra import compose, initialize_config_dir
+from tqdm import tqdm
+
+from ddpm_lightning.generation import generate
+from ddpm_lightning.images import grid, save_png, to_uint8
+from ddpm_lightning.runs.build import build
+from ddpm_lightning.runs.check import check_sampler
+from ddpm_lightning.runs.refusal import CONF, Refusal
+from ddpm_lightning.runs.sampling import Session, check_integer, output_folder, plain, settings, steer
+
+
+def compare(session: Session) -> str:
+    """Write ``grid.png``, a row for each combination, and ``times.csv``; print the times."""
+    cfg = session.cfg
+    check_integer(cfg, "num_samples", 1, 65)
+    names, steps, guidances = (plain(cfg[key]) for key in ("samplers", "num_steps", "guidances"))
+    known = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
+    if not names or any(name not in known for name in names):
+        raise Refusal(f"samplers={names}: must be a list of some of {', '.join(known)}")
+    samplers = {}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for name, n in product(names, steps):
+            made = build(
+                compose("sample", overrides=["ckpt=x", f"sampler={name}", f"sampler.num_steps={n}"]), "sampler"
+            )
+            check_sampler(made, session.loaded.denoiser)
+            samplers[name, n] = made
+    denoisers = {guidance: steer(cfg, session.loaded, guidance) for guidance in guidances}
+    seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
+    labels = session.labels(seeds)
+    described = {**settings(session), "label": plain(cfg.label), "seeds": list(seeds)}
+    folder = output_folder(session, {**described, "samplers": names, "num_steps": steps, "guidances": guidances})
+    rows, table = [], []
+    for (name, n), guidance in tqdm(list(product(samplers, guidances)), desc="Combinations", disable=None):
+        sampler, denoiser = samplers[name, n], denoisers[guidance]
+        start = time.perf_counter()
+        batches = generate(denoiser, sampler, session.shape, seeds, labels, cfg.batch_size, session.device)
+        images = torch.cat([to_uint8(batch).cpu() for batch in batches])  # which waits for the device
+        seconds = time.perf_counter() - start
+        rows.append((images, [f"{name} {n}" + (f" w={guidance}" if guidance else "")] * len(images)))
+        table.append((name, n, guidance, sampler.num_calls, round(seconds, 3)))
+    captions = [caption for _, row in rows for caption in row]
+    save_png(grid(torch.cat([images for images, _ in rows]), len(seeds), captions), folder / "grid.png")
+    header = ("sampler", "num_steps", "guidance", "network_calls", "seconds")
+    with open(folder / "times.csv", "w", newline="") as file:
+        csv.writer(file).writerows([header, *table])
+    for line in (header, *table):
+        print("  ".join(str(cell).ljust(13) for cell in line).rstrip())
+    return f"{folder / 'grid.png'}: a row for each of {len(rows)} combinations"
