@@ -43,6 +43,7 @@ class Adversarial(Term):
             raise ValueError(f"weight must be above 0, got {weight}")
         if base_channels < 1:
             raise ValueError(f"base_channels must be at least 1, got {base_channels}")
+        self.channels = channels
         self.weight = weight
         self.discriminator = Discriminator(channels, base_channels)
 

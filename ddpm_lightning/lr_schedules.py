@@ -41,7 +41,7 @@ class Constant(LRSchedule):
 
 
 class Falling(LRSchedule):
-    """From 1 after the rise to ``min_lr`` / ``lr`` at the run's last step, in a shape that a subclass gives."""
+    """From 1 after the rise to ``min_lr`` / ``lr``, which would follow the run's last step, in a subclass's shape."""
 
     needs_total = True
 

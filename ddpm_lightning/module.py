@@ -99,7 +99,7 @@ class DiffusionModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         if len(terms) > 1:
             self.log_dict({f"train/{name}": (weight * term).mean() for name, term in terms.items()})
-        return {"loss": loss, "losses": losses.detach(), "t": t}
+        return {"loss": loss, "losses": losses.detach(), "t": t, "weight": weight}
 
     def _noise(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """What is to be predicted, and what is added to it unseen: each like the images."""

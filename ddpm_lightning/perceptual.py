@@ -11,7 +11,7 @@ from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.loss import Term, Trial
 
 NETS = ("vgg", "alex", "squeeze")
-SIDE = 64  # pixels, to which images are resized, as torch-fidelity does: the networks have no use for smaller ones
+SIDE = 64  # pixels, to which smaller images are enlarged: the networks have no use for them
 
 
 class Perceptual(Term):
@@ -38,6 +38,7 @@ class Perceptual(Term):
         estimate = trial.estimate(denoiser).clamp(-1, 1)
         shape = (len(estimate), 3, *estimate.shape[2:])
         lpips = self._lpips[0].to(estimate.device)
+        lpips.resize = SIDE if min(shape[2:]) < SIDE else None
         # in float32: the features of nearly equal images differ by little
         with torch.autocast(estimate.device.type, enabled=False):
             unlike = lpips(estimate.expand(shape), trial.x_0.expand(shape))
@@ -67,7 +68,7 @@ def _lpips(net: str, weights: str | None) -> Any:
         backbone.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"weights must be a state dict of torchvision's {name}, got {weights}") from error
-    lpips = _LPIPS(pretrained=True, net=net, pnet_rand=True, use_dropout=True, resize=SIDE)  # type: ignore[arg-type]
+    lpips = _LPIPS(pretrained=True, net=net, pnet_rand=True, use_dropout=True)  # type: ignore[arg-type]
     for part in lpips.net.children():
         for layers in part if isinstance(part, torch.nn.ModuleList) else [part]:
             for index, layer in layers.named_children():

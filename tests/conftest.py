@@ -1,7 +1,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,22 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@contextmanager
+def stopped_after_a_step() -> Iterator[None]:
+    """Runs within are told to stop after their first step, as by SIGTERM."""
+    from ddpm_lightning.callbacks.last_checkpoint import LastCheckpoint
+
+    original = LastCheckpoint.on_train_batch_end
+
+    def stopping(self: Any, trainer: Any, *arguments: Any) -> None:
+        self.received = 15 if trainer.global_step == 1 else None
+        original(self, trainer, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastCheckpoint, "on_train_batch_end", stopping)
+        yield
 
 
 def group_options(group: str) -> list[str]:

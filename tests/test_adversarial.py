@@ -64,6 +64,18 @@ def test_it_drives_estimates_to_where_the_images_are():
     assert 0.25 < net.grey.item() < 0.75
 
 
+def test_estimates_beyond_black_and_white_are_judged_at_their_limits():
+    term, net = Adversarial(1, weight=0.5), Constant()
+    nn.init.normal_(term.discriminator.score.weight)
+    found = []
+    for grey in (1.0, 7.0):
+        net.grey.data.fill_(grey)
+        torch.manual_seed(0)
+        denoiser, trial = trial_of(net)
+        found.append(term(denoiser, trial))
+    torch.testing.assert_close(*found)
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="weight must be above 0, got 0.0"):
         Adversarial(1, 0.0)

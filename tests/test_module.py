@@ -90,6 +90,59 @@ def test_weights_of_the_times_enter_the_loss():
     torch.testing.assert_close(out["loss"], 3 * out["losses"].mean())
 
 
+def test_offset_noise_is_one_number_for_all_pixels_of_a_channel_and_is_to_be_predicted():
+    seen = []
+
+    class Spy(Term):
+        def forward(self, denoiser, trial):
+            seen.append(trial)
+            return 0 * trial.output.flatten(1).mean(1)
+
+    for strength in (0.0, 5.0):
+        torch.manual_seed(3)
+        make(objective={"spy": Spy()}, offset_noise=strength).training_step(
+            (torch.zeros(40, 1, 4, 4), torch.zeros(40)), 0
+        )
+    offset = seen[1].noise.mean((2, 3))
+    assert offset.std().item() == pytest.approx((25 + 1 / 16) ** 0.5, rel=0.3)
+    within = seen[1].noise - offset[..., None, None]
+    assert within.std().item() == pytest.approx((15 / 16) ** 0.5, rel=0.1)
+    sigma = LinearSchedule()(seen[1].t).like(seen[1].noise).sigma
+    torch.testing.assert_close(seen[1].x_t, sigma * seen[1].noise)  # of black images: all noise is seen
+
+
+def test_input_perturbation_is_seen_and_not_to_be_predicted():
+    seen = []
+
+    class Spy(Term):
+        def forward(self, denoiser, trial):
+            seen.append(trial)
+            return 0 * trial.output.flatten(1).mean(1)
+
+    module = make(objective={"spy": Spy()}, input_perturbation=0.1)
+    module.training_step((torch.zeros(400, 1, 4, 4), torch.zeros(400)), 0)
+    [trial] = seen
+    extra = trial.x_t / LinearSchedule()(trial.t).like(trial.x_t).sigma - trial.noise
+    assert extra.std().item() == pytest.approx(0.1, rel=0.05)
+    assert trial.noise.std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_timesteps_hear_the_losses_as_they_are_and_not_as_they_are_weighted():
+    heard = []
+
+    class Listening(UniformTimesteps):
+        def forward(self, batch_size, num_steps, device):
+            t, weight = super().forward(batch_size, num_steps, device)
+            return TrainingTimes(t, 3 * weight)
+
+        def update(self, t, losses):
+            heard.append((t, losses))
+
+    out = make(timesteps=Listening()).training_step(BATCH, 0)
+    assert torch.equal(heard[0][1], out["losses"])
+    torch.testing.assert_close(out["loss"], 3 * heard[0][1].mean())
+
+
 def test_the_held_out_loss_does_not_depend_on_the_training_objective():
     class Nothing(Term):
         def forward(self, denoiser, trial):

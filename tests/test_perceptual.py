@@ -67,7 +67,14 @@ def test_the_distance_is_torchmetrics_own_times_weight_and_signal(weights):
     denoiser = Denoiser(net, SCHEDULE, CleanImage(), x_0.shape[1:])
     t = torch.tensor([5, 50])
     trial = attempt(denoiser, x_0, t, torch.randn_like(x_0))
+    large = torch.rand(2, 3, 96, 96) * 2 - 1  # not shrunk, which would lose what LPIPS is for
+    at = Denoiser(Blend(large), SCHEDULE, CleanImage(), large.shape[1:])
+    at.net.share.data.fill_(0.3)
+    seen = attempt(at, large, t, torch.randn_like(large))
+    reference.resize = None
     with torch.no_grad():
+        expected = SCHEDULE(t).alpha ** 2 * reference(seen.output.clamp(-1, 1), large).flatten()
+        torch.testing.assert_close(Perceptual(1.0, "alex", str(weights))(at, seen), expected)
         expected = 0.5 * SCHEDULE(t).alpha ** 2 * reference(trial.output.clamp(-1, 1), x_0).flatten()
         torch.testing.assert_close(Perceptual(0.5, "alex", str(weights))(denoiser, trial), expected)
 

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-RAW = "raw"
+from ddpm_lightning.checkpoint import RAW
 
 
 class EMA(L.Callback):

@@ -6,7 +6,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from ddpm_lightning.callbacks.ema import RAW, averaged, find_ema
+from ddpm_lightning.callbacks.ema import averaged, find_ema
+from ddpm_lightning.checkpoint import RAW
 
 
 class HeldOutByWeights(L.Callback):

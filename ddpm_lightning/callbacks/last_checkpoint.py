@@ -1,5 +1,7 @@
 """The checkpoint from which a run goes on, however it stopped."""
 
+import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -30,6 +32,8 @@ def is_due(trainer: Any, every_n_train_steps: int | None, every_n_epochs: int | 
 class LastCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` every N optimizer steps or epochs, at the end of training, and on SIGTERM or Ctrl-C.
 
+    What is written every N stays as ``step-NNNNNNN.ckpt`` too, the newest ``keep`` of these, -1 for all.
+
     After a signal the current optimizer step is finished first, accumulated batches included, and a validation that is
     due after it; then the state is saved, and ``Interrupted`` raised. A second Ctrl-C stops at once. (Lightning's own
     handling stops between accumulated batches, whose gradients would be lost, or in the middle of one.)
@@ -37,15 +41,20 @@ class LastCheckpoint(Checkpoint):
     A ``Checkpoint`` for Lightning, which calls those last: so the file holds this step's averaged weights.
     """
 
-    def __init__(self, dirpath: str, every_n_train_steps: int | None, every_n_epochs: int | None = None) -> None:
+    def __init__(
+        self, dirpath: str, every_n_train_steps: int | None, every_n_epochs: int | None = None, keep: int = 3
+    ) -> None:
         for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if keep < -1:
+            raise ValueError(f"keep must be at least 0, or -1 for all, got {keep}")
         self.path = Path(dirpath) / "last.ckpt"
+        self.keep = keep
         self.every_n_train_steps = every_n_train_steps
         self.every_n_epochs = every_n_epochs
         self.step = 0
-        self.due = self.stopping = False
+        self.due = self.stopping = self.stays = False
         self.received: int | None = None
         self.handlers: dict[int, Any] = {}
 
@@ -65,7 +74,8 @@ class LastCheckpoint(Checkpoint):
         self.step = trainer.global_step
         # ranks hear of a signal at different times, and must stop at the same step
         self.stopping = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-        self.due = self.stopping or is_due(trainer, self.every_n_train_steps, self.every_n_epochs)
+        self.stays = is_due(trainer, self.every_n_train_steps, self.every_n_epochs)
+        self.due = self.stopping or self.stays
         # a resumed run does not repeat a validation that was due: so it must be over, and its best score in the file
         if not trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             self._act(trainer)
@@ -78,8 +88,23 @@ class LastCheckpoint(Checkpoint):
         if self.due:
             self.due = False
             trainer.save_checkpoint(self.path)
+            if self.stays and trainer.is_global_zero:
+                self._keep()
             if self.stopping:
                 raise Interrupted(self.received or signal.SIGTERM)
+
+    def _keep(self) -> None:
+        """Let last.ckpt stay under the step's name, and remove what is too old."""
+        kept = self.path.with_name(f"step-{self.step:07d}.ckpt")
+        if self.keep:
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(self.path, kept)  # no second copy on the disk: last.ckpt is replaced, not changed
+            except OSError:  # on file systems without links
+                shutil.copyfile(self.path, kept)
+        if self.keep > 0:
+            for old in sorted(self.path.parent.glob("step-*.ckpt"))[: -self.keep]:
+                old.unlink()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.save_checkpoint(self.path)

@@ -17,17 +17,18 @@ def quarter_of(t: Tensor, pl_module: Any) -> Tensor:
 class LossByTime(L.Callback):
     """Logs ``train/loss_q1`` (t nearest to the images) to ``train/loss_q4`` (nearest to noise).
 
-    Means over all batches since the last time the loggers were due; kept on the device, read when they are logged.
+    Means, as of times that were drawn uniformly, over all batches since the last time the loggers were due; kept on
+    the device, read when they are logged.
     """
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        losses, t = outputs["losses"].float(), outputs["t"]
+        losses, t, weight = outputs["losses"].float(), outputs["t"], outputs["weight"]
         if self.sums is None:
             self.sums = torch.zeros(2, QUARTERS, device=losses.device)
-        self.sums.index_add_(1, quarter_of(t, pl_module), torch.stack([losses, torch.ones_like(losses)]))
+        self.sums.index_add_(1, quarter_of(t, pl_module), torch.stack([weight * losses, weight]))
         if (
             batch_idx + 1
         ) % trainer.accumulate_grad_batches == 0 and trainer.global_step % trainer.log_every_n_steps == 0:

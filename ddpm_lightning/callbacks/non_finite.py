@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.loss_by_time import QUARTERS, quarter_of
 
 ON_NAN = ("stop", "skip")
+MOST_SKIPPED = 10  # in a row, before a run counts as lost
 
 
 class NotFinite(Exception):
@@ -19,7 +20,8 @@ class NotFinite(Exception):
 class NonFinite(L.Callback):
     """``on_nan`` "stop" ends the run at a loss or gradient that is not finite, before any checkpoint is written.
 
-    "skip" leaves out the optimizer step instead, and says so, which reads the gradient's norm at each step. On a GPU,
+    "skip" leaves out the optimizer step instead, up to ten in a row, which reads the gradient's norm at each step; with
+    16-mixed precision the scaler does so itself, without a word. On a GPU,
     "stop" looks when the loggers are due and before each checkpoint, so that no step waits for the host.
     """
 
@@ -27,6 +29,7 @@ class NonFinite(L.Callback):
         if on_nan not in ON_NAN:
             raise ValueError(f"on_nan must be one of {', '.join(ON_NAN)}, got {on_nan}")
         self.on_nan = on_nan
+        self.skipped = 0  # in a row
         # how many losses were not finite, by quarter of T; how many gradients; and the first such step
         self.bad: Tensor | None = None
 
@@ -34,9 +37,16 @@ class NonFinite(L.Callback):
         if self.on_nan == "stop" or _has_scaler(trainer):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        if not torch.nn.utils.get_total_norm(gradients).isfinite():  # the same on all ranks
-            print(f"\nstep {trainer.global_step + 1} is left out: its gradient is not finite")
-            optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer does nothing
+        if torch.nn.utils.get_total_norm(gradients).isfinite():  # the same on all ranks
+            self.skipped = 0
+            return
+        self.skipped += 1
+        step = trainer.global_step + 1
+        if self.skipped == MOST_SKIPPED:
+            raise NotFinite(f"stopped at step {step}: {MOST_SKIPPED} steps in a row had no finite gradient")
+        if trainer.is_global_zero:
+            print(f"\nstep {step} is left out: its gradient is not finite")
+        optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer does nothing
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.on_nan == "skip":
@@ -48,8 +58,10 @@ class NonFinite(L.Callback):
         found.index_add_(0, quarter_of(t, pl_module), (~losses.isfinite()).long())
         if not _has_scaler(trainer):
             found[QUARTERS] = ~pl_module.grad_norm.isfinite()
-        found[QUARTERS + 1] = torch.where((found.sum() > 0) & (self.bad[-1] == 0), trainer.global_step, 0)
-        self.bad += found
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        step = trainer.global_step + (0 if stepped else 1)
+        found[QUARTERS + 1] = torch.where(found.sum() > 0, step, 0)
+        self.bad += torch.where(self.bad[-1] == 0, found, 0)  # the first such step; what follows tells nothing more
         if losses.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
             self.look(trainer)
 
@@ -60,10 +72,11 @@ class NonFinite(L.Callback):
         """Raise NotFinite if anything has been found."""
         if self.bad is None:
             return
-        *quarters, _, step = self.bad.tolist()
         # ranks must stop together, whichever has seen it
-        if not trainer.strategy.reduce_boolean_decision(step > 0, all=False):
+        *quarters, gradients = trainer.strategy.reduce(self.bad[:-1].clone(), reduce_op="sum").tolist()
+        if not any(quarters) and not gradients:
             return
+        step = int(self.bad[-1])
         where = ", ".join(str(q) for q, count in enumerate(quarters, start=1) if count)
         what = f"the loss is not finite, in quarter {where} of T" if where else "the gradient is not finite"
         raise NotFinite(f"stopped at step {step or trainer.global_step}: {what}")

@@ -10,8 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ddpm_lightning.callbacks.ema import RAW, averaged, find_ema
+from ddpm_lightning.callbacks.ema import averaged, find_ema
 from ddpm_lightning.callbacks.last_checkpoint import is_due, stop_requested
+from ddpm_lightning.checkpoint import RAW
 from ddpm_lightning.diffusion.guidance import GuidedDenoiser, X0Estimator
 from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.generation import film, generate

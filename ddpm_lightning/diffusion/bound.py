@@ -45,7 +45,9 @@ def reverse_variance(schedule: NoiseSchedule, kind: str, t: Tensor, x: Tensor, f
         if fraction is None:
             raise ValueError("variance must be small or large for a network that learns none, got learned")
         return learned_variance(fraction, small, large)
-    return small if kind == "small" else large
+    if kind == "small":
+        return small
+    return torch.where(expand(t == 1, x), small, large)  # the decoder's, which Ho et al.'s code keeps small
 
 
 def bound_term(

@@ -10,7 +10,7 @@ from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.distance import Distance
 from ddpm_lightning.diffusion.forward import diffuse
 from ddpm_lightning.diffusion.level import expand
-from ddpm_lightning.diffusion.weighting import Weighting
+from ddpm_lightning.diffusion.weighting import OF_TIME_ALONE, Weighting
 
 SPACES = ("noise", "output")
 
@@ -72,6 +72,8 @@ class Denoising(Term):
         super().__init__()
         if space not in SPACES:
             raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space}")
+        if space == "output" and not isinstance(weighting, OF_TIME_ALONE):
+            raise ValueError("space must be noise for weights by SNR, which are those of the noise's error, got output")
         self.weighting = weighting
         self.distance = distance
         self.space = space

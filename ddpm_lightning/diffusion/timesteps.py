@@ -42,7 +42,7 @@ class StratifiedTimesteps(Timesteps):
 
     def forward(self, batch_size: int, num_steps: int, device: torch.device) -> TrainingTimes:
         place = (torch.rand((), device=device) + torch.arange(batch_size, device=device) / batch_size) % 1
-        # rounding may make a place just below 1 the last time but one's neighbour T + 1
+        # a place just below 1 may be rounded to T
         t = ((place * num_steps).long() + 1).clamp(max=num_steps)
         return TrainingTimes(t, torch.ones(batch_size, device=device))
 
@@ -84,18 +84,20 @@ class ImportanceTimesteps(Timesteps):
         return torch.where(self.counts.min() >= self.min_count, learned, torch.full_like(learned, 1 / T))
 
     def forward(self, batch_size: int, num_steps: int, device: torch.device) -> TrainingTimes:
+        if num_steps != len(self.counts):
+            raise ValueError(f"num_steps must be {num_steps}, as of the schedule, got {len(self.counts)}")
         p = self.probabilities()
         index = torch.multinomial(p, batch_size, replacement=True)
         return TrainingTimes(index + 1, 1 / (num_steps * p[index]))
 
     @torch.no_grad()
     def update(self, t: Tensor, losses: Tensor) -> None:
-        # a loss that is not finite would stay for ever
-        squares = losses.float().square().nan_to_num(0.0, 0.0)
+        squares = losses.float().square()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             t, squares = _gathered(t), _gathered(squares)
-        sums = torch.zeros_like(self.mean_square).index_add_(0, t - 1, squares)
-        n = torch.zeros_like(self.counts).index_add_(0, t - 1, torch.ones_like(t))
+        finite = squares.isfinite()  # anything else would stay for ever
+        sums = torch.zeros_like(self.mean_square).index_add_(0, t - 1, squares.where(finite, 0.0))
+        n = torch.zeros_like(self.counts).index_add_(0, t - 1, finite.long())
         # the first losses are averaged evenly, for want of a mean to start from
         kept = torch.minimum(self.counts / (self.counts + n).clamp(min=1), self.decay**n)
         self.mean_square.copy_(torch.where(n > 0, kept * self.mean_square + (1 - kept) * sums / n, self.mean_square))

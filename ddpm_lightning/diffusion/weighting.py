@@ -55,6 +55,9 @@ class InverseTime:
         return self.scale / time
 
 
+OF_TIME_ALONE = (Uniform, LinearTime, InverseTime)  # these mean the same for the error of any output
+
+
 class MinSNR:
     """min(gamma / SNR, 1): gentler on nearly clean images.  Hang et al. (2023), sec. 3.4."""
 

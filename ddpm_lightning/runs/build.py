@@ -1,5 +1,6 @@
 """Configuration -> objects, with errors that name the key on the command line."""
 
+import copy
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -16,12 +17,14 @@ MISTAKES = (ValueError, TypeError, IndexError, OSError, MisconfigurationExceptio
 def build(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
     """The object that ``cfg[key]`` describes. Raises Refusal if its constructor does not accept the values."""
     try:
-        return instantiate(cfg[key], _convert_="all", **kwargs)
+        # a copy, as Hydra resolves what it is given, and the interpolations tell which key a user types
+        return instantiate(copy.deepcopy(cfg)[key], _convert_="all", **kwargs)
     except InstantiationException as error:
         cause = error.__cause__
         where = command_line_key(cfg, _full_key(error, key))
         if isinstance(cause, MISTAKES):
-            raise Refusal(explain(where, cause)) from error
+            named, space, rest = explain(where, cause).partition(" ")
+            raise Refusal(command_line_key(cfg, named) + space + rest) from error
         if isinstance(cause, ImportError):
             extra = next((extra for name, extra in EXTRAS.items() if name in str(cause)), None)
             raise Refusal(f"{where}: needs pip install -e '.[{extra}]'" if extra else f"{where}: {cause}") from error

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ddpm_lightning.adversarial import Adversarial
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.diffusion.denoiser import Denoiser
@@ -12,6 +13,7 @@ from ddpm_lightning.diffusion.loss import Denoising, VariationalBound
 from ddpm_lightning.diffusion.parameterization import Epsilon
 from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.diffusion.samplers.spacing import visited_times
+from ddpm_lightning.diffusion.timesteps import ImportanceTimesteps
 from ddpm_lightning.module import DiffusionModule, total_steps
 from ddpm_lightning.runs.build import explain
 from ddpm_lightning.runs.refusal import Refusal
@@ -52,6 +54,9 @@ def check_devices(data: ImageDataModule, trainer: Any) -> None:
         data.train_dataloader()
     except (ValueError, RuntimeError) as mistake:
         raise Refusal(explain("data", mistake)) from mistake
+    held_out, limit = len(data.val_dataloader()), trainer.limit_val_batches
+    if isinstance(limit, float) and int(held_out * limit) == 0:
+        raise Refusal(f"trainer.limit_val_batches={limit}: must leave at least one of {held_out} held-out batches")
     interval = trainer.val_check_interval
     if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > batches:
         allowed = f"at most {batches}, the batches of an epoch, or trainer.check_val_every_n_epoch null"
@@ -98,6 +103,14 @@ def check_objective(module: DiffusionModule) -> None:
             raise Refusal(
                 "schedule.zero_terminal_snr=true: must be false for objective.denoising.space=noise, where t = T has"
                 " weight 0; allowed: objective.denoising.space=output"
+            )
+    times, T = module.timesteps, denoiser.schedule.num_steps
+    if isinstance(times, ImportanceTimesteps) and len(times.counts) != T:
+        raise Refusal(f"timesteps.num_steps={len(times.counts)}: must be {T}, as of the schedule")
+    for term in terms:
+        if isinstance(term, Adversarial) and term.channels != denoiser.image_shape[0]:
+            raise Refusal(
+                f"objective.adversarial.channels={term.channels}: must be {denoiser.image_shape[0]}, the data's"
             )
     learns = getattr(denoiser.net, "learned_variance", False)
     bounds = [term.variance for term in terms if isinstance(term, VariationalBound)]

@@ -23,15 +23,26 @@ def explain_failure(error: Exception, cfg: DictConfig, folder: Path) -> Failure 
         return Failure(f"{error}; {_way_back(folder)}")
     # torch reports what it can't allocate on a CPU as a plain RuntimeError
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        batches = f"data.batch_size={cfg.data.batch_size} (data.eval_batch_size={cfg.data.eval_batch_size})"
         return Failure(
-            f"out of memory with data.batch_size={cfg.data.batch_size}: try a smaller one with"
-            " trainer.accumulate_grad_batches, model.checkpointing=true, or trainer.precision=bf16-mixed"
+            f"out of memory with {batches}: try less, with trainer.accumulate_grad_batches, model.checkpointing=true,"
+            " or trainer.precision=bf16-mixed"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    no_space = _no_space(error)
+    if no_space is not None:
         return Failure(
-            f"{folder} can't be written ({error.strerror}); the checkpoints in it are whole, and the same command goes"
-            " on from the last when there is space"
+            f"{folder} can't be written ({no_space.strerror}); its checkpoints are whole, and the same command goes on"
+            " from the last when there is space"
         )
+    return None
+
+
+def _no_space(error: BaseException | None) -> OSError | None:
+    """What says that the disk is full: the error, or one that it hides, as torch.save's own does."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        error = error.__cause__ or error.__context__
     return None
 
 

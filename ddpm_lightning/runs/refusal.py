@@ -20,7 +20,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 # What may be null though its default is not: a callback, a logger, and these
 NULLABLE = re.compile(
-    r"num_threads|callbacks\.(samples|checkpoint|last)\.every_n_train_steps|(callbacks|logger)\.\w+"
+    r"num_threads|callbacks\.(samples|checkpoint)\.every_n_train_steps|(callbacks|logger)\.\w+"
     r"|(module\.denoiser\.net|model|data)\.num_classes|trainer\.gradient_clip_val"
     r"|data\.split_sizes"
 )
@@ -70,7 +70,8 @@ def _compare(key: str, default: Any, given: Any) -> None:
         return
     if given is None:
         if not NULLABLE.fullmatch(key):
-            raise Refusal(f"{key}=null: must have a value, such as {default}")
+            example = "a group of keys" if isinstance(default, dict) else f"a value, such as {default}"
+            raise Refusal(f"{key}=null: must have {example}")
         return
     if isinstance(given, list) and not isinstance(default, dict):  # a list of what may stand alone, too
         defaults = default if isinstance(default, list) else [default]

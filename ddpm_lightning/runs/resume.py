@@ -16,7 +16,14 @@ SHAPING = (
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
 )
 # ... but for where the data are, and how long the run is.
-FREE = ("data.root", "data.cache", "data.archive", "data.device", "data.eval_batch_size")
+FREE = (
+    "data.root",
+    "data.cache",
+    "data.archive",
+    "data.device",
+    "data.eval_batch_size",
+    "objective.perceptual.weights",
+)
 
 
 class Start(NamedTuple):
@@ -45,6 +52,12 @@ def find_start(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Start:
 
 
 def _check_same(saved: dict[str, Any], config: dict[str, Any], path: Path) -> None:
+    # objects that one of the two has and the other has not; of groups that the version knew which saved them
+    groups = {key.partition(".")[0] for key in saved}
+    for key in sorted(saved.keys() ^ config.keys()):
+        if key.endswith("._target_") and _below(key, SHAPING) and key.partition(".")[0] in groups:
+            name, there = key.removesuffix("._target_"), "not there" if key in config else saved[key]
+            raise Refusal(f"{name}: must be {there}, as when {path} was trained; or give the new run another name=")
     # the plain keys first, as others take their values from them; keys that an older version lacked don't count
     for key in sorted(saved.keys() & config.keys(), key=lambda key: (key.count("."), key)):
         if _below(key, SHAPING) and not _below(key, FREE) and saved[key] != config[key]:

@@ -79,7 +79,8 @@ def test_the_schedules_variances_are_exact(schedule):
 
 def test_a_learned_variance_lies_between_the_two_by_its_logarithm():
     schedule, t, x = LinearSchedule(), torch.tensor([1, 2, 500]), torch.zeros(3, 1, 1, 1)
-    small, large = (reverse_variance(schedule, kind, t, x, None) for kind in ("small", "large"))
+    small = reverse_variance(schedule, "small", t, x, None)
+    large = schedule.beta[t].view(3, 1, 1, 1)
     for fraction, expected in ((0.0, small), (1.0, large), (0.5, (small * large).sqrt())):
         found = reverse_variance(schedule, "learned", t, x, torch.full_like(x, fraction))
         torch.testing.assert_close(found, expected)
@@ -127,6 +128,14 @@ def test_the_bound_of_gaussian_data_is_the_closed_form(schedule, kind):
     assert found.mean().item() == pytest.approx((nats / math.log(2)).mean().item(), rel=0.01)
 
 
+def test_at_the_first_time_even_the_large_variance_is_the_small_one_of_the_second():
+    """As in the code of Ho et al., from which published figures are."""
+    schedule, t, x = LinearSchedule(), torch.tensor([1, 2]), torch.zeros(2, 1, 1, 1)
+    small, large = (reverse_variance(schedule, kind, t, x, None).flatten() for kind in ("small", "large"))
+    assert small[0] == large[0] == small[1]
+    assert large[1].item() == pytest.approx(1 - 0.9997800920720721 / 0.9999, rel=1e-4)
+
+
 def test_at_the_first_time_the_bound_is_the_decoders():
     schedule = LinearSchedule()
     x_0 = GREYS.float()[torch.randint(0, 256, (50, 1, 4, 4))]
@@ -134,7 +143,7 @@ def test_at_the_first_time_the_bound_is_the_decoders():
     x_1 = diffuse(x_0, torch.randn_like(x_0), schedule(t))
     variance = reverse_variance(schedule, "large", t, x_0, None)
     found = bound_term(schedule, x_0, x_1, t, x_0, variance)
-    expected = -decoder_log_likelihood(x_0, x_0, torch.tensor(1e-4).sqrt()).flatten(1).mean(1) / math.log(2)
+    expected = -decoder_log_likelihood(x_0, x_0, schedule.beta_small[1].sqrt()).flatten(1).mean(1) / math.log(2)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 

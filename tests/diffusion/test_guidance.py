@@ -6,6 +6,7 @@ from conftest import GaussianDenoiser
 
 from ddpm_lightning.diffusion.forward import noise_from_x0
 from ddpm_lightning.diffusion.guidance import DynamicThreshold, GuidedDenoiser, Watched
+from ddpm_lightning.diffusion.parameterization import Estimate
 from ddpm_lightning.diffusion.samplers.heun import HeunSampler
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
 
@@ -86,6 +87,19 @@ class Counting(TwoGaussians):
     def __call__(self, x_t, t, label=None):
         self.sizes.append(len(x_t))
         return super().__call__(x_t, t, label)
+
+
+def test_a_learned_variance_is_that_of_the_conditional_pass(denoiser):
+    class Varied(TwoGaussians):
+        def estimate(self, x_t, t, label=None):
+            fraction = (label == NULL).float().view(-1, 1, 1, 1).expand_as(x_t)  # 1 without a label
+            return Estimate(self(x_t, t, label), fraction)
+
+    varied = Varied(denoiser.schedule, 0.04, 0.25)
+    x_t, labels = torch.randn(3, 1, 2, 2), torch.zeros(3, dtype=torch.long)
+    estimate = GuidedDenoiser(varied, 1.5, NULL).estimate(x_t, 300, labels)
+    assert (estimate.fraction == 0).all()
+    torch.testing.assert_close(estimate.x_0, GuidedDenoiser(denoiser, 1.5, NULL)(x_t, 300, labels))
 
 
 def test_guidance_in_an_interval_is_guidance_there_and_none_elsewhere_at_the_price_of_one_pass():

@@ -13,7 +13,7 @@ from ddpm_lightning.diffusion.loss import Denoising, VariationalBound, attempt, 
 from ddpm_lightning.diffusion.parameterization import CleanImage, Epsilon, Velocity
 from ddpm_lightning.diffusion.schedules.cosine import CosineSchedule
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
-from ddpm_lightning.diffusion.weighting import MinSNR, Uniform
+from ddpm_lightning.diffusion.weighting import LinearTime, MinSNR, Uniform
 from ddpm_lightning.runs.refusal import CONF
 
 SHAPE = (1, 4, 4)
@@ -182,6 +182,10 @@ def test_in_output_space_the_loss_is_the_plain_error_even_where_there_is_no_sign
     gain = parameterization.noise_gain(schedule(t))
     torch.testing.assert_close(in_noise, 0.09 * gain**2, rtol=1e-4, atol=1e-6)
     assert in_noise[-1] == 0  # the reason for the other space
+    weighted = Denoising(LinearTime(), MSE(), "output")(denoiser, trial)
+    torch.testing.assert_close(weighted, 0.09 * t / 20)
+    with pytest.raises(ValueError, match="space must be noise for weights by SNR"):
+        Denoising(MinSNR(), MSE(), "output")
     Denoising(Uniform(), MSE(), "output")(denoiser, trial)[-1].backward()
     assert bias.grad > 0
     with pytest.raises(ValueError, match="space must be one of noise, output, got v"):

@@ -393,6 +393,7 @@ def test_every_sampler_starts_from_pure_noise_where_the_schedule_ends_in_it(name
     x_0 = torch.rand(3, 1, 4, 4) * 2 - 1
     sampler = load(name, num_steps=num_steps, spacing=spacing)
     torch.testing.assert_close(sampler(Known(schedule, x_0), torch.randn_like(x_0)), x_0)
+    assert visited_times(schedule, num_steps, spacing)[0] == 50
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpm_solver", "unipc"])

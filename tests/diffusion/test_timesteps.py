@@ -106,8 +106,15 @@ def test_the_running_mean_square_forgets_at_the_given_rate():
     assert timesteps.mean_square.tolist() == pytest.approx([4, 10, 4])
     timesteps.update(torch.tensor([2, 2]), torch.tensor([0.0, 0.0]))  # twice in one batch
     assert timesteps.mean_square.tolist() == pytest.approx([4, 2.5, 4])
-    timesteps.update(t, torch.tensor([float("nan")]))
-    assert timesteps.mean_square.isfinite().all()
+    before = timesteps.mean_square.clone(), timesteps.counts.clone()
+    timesteps.update(t.repeat(2), torch.tensor([float("nan"), float("inf")]))  # as if it had not been
+    assert torch.equal(timesteps.mean_square, before[0])
+    assert torch.equal(timesteps.counts, before[1])
+
+
+def test_times_of_another_schedule_are_refused():
+    with pytest.raises(ValueError, match="num_steps must be 100, as of the schedule, got 50"):
+        ImportanceTimesteps(50)(4, 100, CPU)
 
 
 def test_what_importance_has_learned_travels_in_the_state():

@@ -48,11 +48,6 @@ def test_help_is_quick_and_shows_groups_and_keys(script, name):
         ("train.py", ["seed=null"], "seed=null: must have a value, such as 0"),
         ("train.py", ["resume=true"], "resume=true: must be a text, such as auto"),
         ("train.py", ["~callbacks"], "can't be removed; allowed: another value"),
-        (
-            "train.py",
-            ["callbacks.checkpoint=null"],
-            "callbacks.last.every_n_train_steps: takes its value from",
-        ),
         ("sample.py", ["ckpt=x", "sampler=null"], "sampler=null: must be one of ancestral, ddim"),
         ("evaluate.py", ["ckpt=x", "metrics=null"], "metrics=null: must have a value"),
         ("sample.py", [], "ckpt: must be given, as ckpt=..."),

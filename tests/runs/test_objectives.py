@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import group_options
+from conftest import group_options, stopped_after_a_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import models
 
@@ -44,19 +44,8 @@ def test_every_option_trains_and_goes_on_to_the_same_bits(configure, tmp_path, o
     train(configure(*quick, *epochs, output_dir="whole"))
     whole = last(tmp_path / "whole")
     assert whole["global_step"] == 3
-    with pytest.MonkeyPatch.context() as patch:
-        from ddpm_lightning.callbacks.last_checkpoint import Interrupted, LastCheckpoint
-
-        original = LastCheckpoint.on_train_batch_end
-
-        def stopping(self, trainer, *args):
-            self.received = 15 if trainer.global_step == 1 else None
-            original(self, trainer, *args)
-
-        patch.setattr(LastCheckpoint, "on_train_batch_end", stopping)
-        with pytest.raises(SystemExit):
-            train(configure(*quick, *epochs, output_dir="stopped"))
-        assert Interrupted
+    with stopped_after_a_step(), pytest.raises(SystemExit):
+        train(configure(*quick, *epochs, output_dir="stopped"))
     assert last(tmp_path / "stopped")["global_step"] == 1
     train(configure(*quick, *epochs, output_dir="stopped"))
     resumed = last(tmp_path / "stopped")
@@ -163,7 +152,24 @@ def held_out(denoiser, configure):
             ("model.learned_variance=true",),
             "model.learned_variance=true: must be false for an objective that trains no",
         ),
-        (("weighting.gamma=-1", "weighting=min_snr"), "weighting.gamma must be above 0, got -1"),
+        (("weighting.gamma=-1", "weighting=min_snr"), "^weighting.gamma must be above 0, got -1"),
+        (
+            ("timesteps=importance", "timesteps.num_steps=10"),
+            "^timesteps.num_steps=10: must be 100, as of the schedule",
+        ),
+        (
+            ("objective=adversarial", "objective.adversarial.channels=3"),
+            "^objective.adversarial.channels=3: must be 1, the",
+        ),
+        (
+            ("parameterization=v", "weighting=min_snr", "objective.denoising.space=output"),
+            "^objective.denoising.space must be noise for weights by SNR, which are .*, got output",
+        ),
+        (("distance=huber", "distance.delta=-1"), "^distance.delta must be above 0, got -1"),
+        (
+            ("trainer.limit_val_batches=0.001",),
+            "^trainer.limit_val_batches=0.001: must leave at least one of 1 held-out",
+        ),
         (("timesteps=importance", "timesteps.decay=1.0"), r"timesteps.decay must lie in \[0, 1\), got 1.0"),
         (("lr_schedule=cosine",), None),
         (("lr_schedule=cosine", "lr_schedule.warmup_steps=20"), r"lr_schedule.warmup_steps must lie in \[0, 20\), the"),
@@ -176,8 +182,8 @@ def held_out(denoiser, configure):
             "lr_schedule.min_lr must lie in .*, up to optimizer.lr, got",
         ),
         (("module.offset_noise=-1.0",), "module.offset_noise must be at least 0, got -1.0"),
-        (("+data.overfit=0",), "data.overfit must be at least 1, got 0"),
-        (("+data.overfit=5000",), r"data.overfit must lie in \[1, 1347\], the training images, got 5000"),
+        (("data.overfit=0",), "data.overfit must be at least 1, got 0"),
+        (("data.overfit=5000",), r"data.overfit must lie in \[1, 1347\], the training images, got 5000"),
         (("callbacks.samples.every_n_epochs=0",), "callbacks.samples.every_n_epochs must be at least 1, got 0"),
     ],
 )
@@ -211,8 +217,7 @@ def test_a_batch_that_is_not_learned_says_so(configure, tmp_path):
 
 def test_a_profile_names_the_operations_that_take_the_time(configure, tmp_path):
     train(configure("debug=profile", "callbacks.progress=null", "+trainer.enable_progress_bar=false"))
-    [profile] = (tmp_path / "run").glob("*profile*.txt")
-    assert "aten::" in profile.read_text()
+    assert "aten::" in (tmp_path / "run" / "fit-profile.txt").read_text()
 
 
 @pytest.mark.slow
@@ -230,3 +235,71 @@ def test_wandb_gets_scalars_and_pictures_offline(configure, tmp_path, monkeypatc
     content = data.read_bytes()
     for name in (b"train/loss", b"val/loss_raw", b"final/val_loss"):
         assert name in content
+
+
+def test_checkpoints_and_grids_come_every_so_many_epochs(configure, tmp_path):
+    """Four epochs of five steps, whenever validations are."""
+    epochs = ("trainer.max_steps=-1", "trainer.max_epochs=4", "data.batch_size=256", "trainer.val_check_interval=7")
+    every = ("callbacks.checkpoint.every_n_train_steps=null", "callbacks.checkpoint.every_n_epochs=2")
+    every += ("callbacks.samples.every_n_train_steps=null", "callbacks.samples.every_n_epochs=1")
+    options = [option for option in SMOKE if not option.startswith(("callbacks.samples", "callbacks.checkpoint"))]
+    train(configure(*options, *QUIET, *epochs, *every))
+    kept = {path.stem for path in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert kept == {"step-0000010", "step-0000020"}
+    drawn = {path.stem for path in (tmp_path / "run" / "samples").glob("*.png")}
+    assert drawn == {f"step-00000{step:02d}" for step in (5, 10, 15, 20)}
+
+
+def test_only_the_newest_checkpoints_stay_and_last_is_none_of_them(configure, tmp_path):
+    often = ("callbacks.checkpoint.every_n_train_steps=3", "callbacks.checkpoint.keep=2", "trainer.max_steps=11")
+    options = [option for option in SMOKE if not option.startswith("callbacks.checkpoint")]
+    train(configure(*options, *QUIET, *often))
+    folder = tmp_path / "run" / "checkpoints"
+    steps = {p.name: torch.load(p, weights_only=True)["global_step"] for p in folder.iterdir()}
+    assert steps == {"step-0000006.ckpt": 6, "step-0000009.ckpt": 9, "last.ckpt": 11}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ((), ("objective=bound",), "^objective.bound: must be not there, as when"),
+        ((), ("objective=adversarial",), "^objective.adversarial: must be not there"),
+        (("objective=hybrid",), (), "^objective.bound: must be .*VariationalBound, as when"),
+        ((), ("callbacks.ema=null",), "^callbacks.ema: must be .*EMA, as when"),
+        (("callbacks.ema=null",), (), "^callbacks.ema: must be not there"),
+        ((), ("module.offset_noise=0.1",), "^module.offset_noise=0.1: must be 0.0, with which"),
+        ((), ("objective.denoising.space=output",), "^objective.denoising.space=output: must be noise, with which"),
+        (
+            ("objective=hybrid",),
+            ("objective=hybrid", "objective.bound.weight=1.0"),
+            "^objective.bound.weight=1.0: must",
+        ),
+        (
+            (),
+            ("callbacks.ema.decay=[0.9999,0.9]",),
+            r"^callbacks.ema.decay=\[0.9999, 0.9\]: must be 0.9999, with which",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_the_objective_and_the_averages_it_began_with(configure, before, after, message):
+    train(configure(*SMOKE, *QUIET, "trainer.max_steps=2", *before))
+    with pytest.raises(Refusal, match=message):
+        train(configure(*SMOKE, *QUIET, "trainer.max_steps=4", *after))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_images_seen_count_every_batch_of_a_step(configure, tmp_path, accumulate):
+    train(configure(*SMOKE, *QUIET, "trainer.max_steps=4", f"trainer.accumulate_grad_batches={accumulate}"))
+    assert last(tmp_path / "run")["images_seen"] == 4 * 32 * accumulate
+
+
+def test_one_batch_to_learn_is_spread_over_the_set(configure):
+    from hydra.utils import instantiate
+
+    data = instantiate(configure("data.overfit=16").data, _convert_="all")
+    images, labels = data.split("train")
+    assert len({image.numpy().tobytes() for image in images}) == 16
+    assert torch.equal(images, data.split("val").images)
+    whole = instantiate(configure().data, _convert_="all").split("train")
+    assert torch.equal(images[3], whole.images[3 * 1347 // 16])
+    assert torch.equal(labels[3], whole.labels[3 * 1347 // 16])

@@ -20,7 +20,7 @@ from ddpm_lightning.runs.train import train
 RUN = (
     *("experiment=smoke", "trainer.max_steps=50", "model.dropout=0.3", "model.time_conditioning=additive"),
     *("trainer.val_check_interval=15", "callbacks.samples=null", "callbacks.checkpoint=null"),
-    *("callbacks.last.every_n_train_steps=20", "callbacks.progress=null", "+trainer.enable_progress_bar=false"),
+    *("callbacks.checkpoint.every_n_train_steps=20", "callbacks.progress=null", "+trainer.enable_progress_bar=false"),
     *("logger.tensorboard=null", "logger.csv=null", "callbacks.lr=null", "data.horizontal_flip=true"),
     *("lr_schedule=cosine", "trainer.accelerator=cpu"),
 )
@@ -110,7 +110,7 @@ def test_killed_and_resumed_goes_on_from_the_last_file_to_the_same_end(configure
         str(ROOT / "scripts" / "train.py"),
         *RUN,
         "name=killed",
-        "callbacks.last.every_n_train_steps=2",
+        "callbacks.checkpoint.every_n_train_steps=2",
     ]
     process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     last = tmp_path / "runs" / "killed" / "checkpoints" / "last.ckpt"

@@ -1,5 +1,6 @@
 """Runs that can't go on: a loss that is no number, memory that ran out, a disk that is full."""
 
+import inspect
 import resource
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from ddpm_lightning.runs.train import train
 
 SMOKE = (
     *("experiment=smoke", "callbacks.progress=null", "+trainer.enable_progress_bar=false", "trainer.accelerator=cpu"),
-    *("callbacks.samples=null", "callbacks.best=null", "callbacks.last.every_n_train_steps=4"),
+    *("callbacks.samples=null", "callbacks.best=null", "callbacks.checkpoint.every_n_train_steps=4"),
 )
 
 
@@ -79,10 +80,10 @@ def test_no_checkpoint_of_bad_weights_is_written_at_the_very_step(configure, tmp
 def test_what_is_to_be_skipped_is_left_out_and_the_rest_goes_on(configure, tmp_path, poison, capsys):
     """The weights after the skipped step are those before it; the run ends with numbers."""
     poison(7)
-    train(configure(*SMOKE, "on_nan=skip", "callbacks.last.every_n_train_steps=1", "trainer.max_steps=6"))
+    train(configure(*SMOKE, "on_nan=skip", "callbacks.checkpoint.every_n_train_steps=1", "trainer.max_steps=6"))
     before = last(tmp_path)["state_dict"]
     poison(1)  # the seventh of the whole run
-    train(configure(*SMOKE, "on_nan=skip", "callbacks.last.every_n_train_steps=1", "trainer.max_steps=7"))
+    train(configure(*SMOKE, "on_nan=skip", "callbacks.checkpoint.every_n_train_steps=1", "trainer.max_steps=7"))
     assert "step 7 is left out: its gradient is not finite" in capsys.readouterr().out
     after = last(tmp_path)
     assert after["global_step"] == 7
@@ -99,6 +100,55 @@ def test_the_same_command_with_skip_goes_on_after_a_stop(configure, tmp_path, po
     poison(3)  # the seventh again, counted from step 4
     train(configure(*SMOKE, "on_nan=skip"))
     assert last(tmp_path)["global_step"] == 20
+
+
+def test_a_gradient_alone_that_is_not_finite_stops_the_run_too(configure, monkeypatch):
+    from ddpm_lightning.module import DiffusionModule
+
+    original = DiffusionModule.on_after_backward
+
+    def poisoned(self):
+        original(self)
+        if self.trainer.global_step == 4:
+            self.denoiser.net.stem.weight.grad[0] = float("inf")
+
+    monkeypatch.setattr(DiffusionModule, "on_after_backward", poisoned)
+    with pytest.raises(Failure, match="stopped at step 5: the gradient is not finite"):
+        train(configure(*SMOKE))
+
+
+def test_where_losses_are_not_read_at_each_step_no_checkpoint_gets_past_a_bad_one(
+    configure, tmp_path, monkeypatch, poison
+):
+    """As on a GPU: only the loggers' steps, which never come here, and checkpoints look."""
+    from ddpm_lightning.callbacks.non_finite import NonFinite
+
+    looks = []
+    original = NonFinite.look
+
+    def look(self, trainer):
+        if "on_train_batch_end" not in {frame.function for frame in inspect.stack()[1:2]}:
+            looks.append(trainer.global_step)
+            original(self, trainer)
+
+    monkeypatch.setattr(NonFinite, "look", look)
+    poison(6)
+    with pytest.raises(Failure, match="stopped at step 6: the loss is not finite, in quarter 4 of T"):
+        train(configure(*SMOKE))
+    assert looks == [4, 8]
+    assert last(tmp_path)["global_step"] == 4
+
+
+def test_a_bad_batch_is_counted_to_the_step_it_belongs_to(configure, poison):
+    poison(7)  # the first of two batches of step 4
+    with pytest.raises(Failure, match="stopped at step 4: the loss is not finite"):
+        train(configure(*SMOKE, "trainer.accumulate_grad_batches=2"))
+
+
+def test_a_run_whose_every_step_must_be_left_out_is_lost(configure, tmp_path):
+    lost = ("on_nan=skip", "optimizer.lr=1e30", "trainer.gradient_clip_val=null", "trainer.max_steps=100")
+    with pytest.raises(Failure, match="10 steps in a row had no finite gradient"):
+        train(configure(*SMOKE, *lost))
 
 
 @pytest.mark.slow
@@ -131,7 +181,7 @@ run(main)
     command = [sys.executable, str(path), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1, done.stderr
-    assert "stopped at step 7: the gradient is not finite" in done.stderr
+    assert "stopped at step 7: the loss is not finite, in quarter 1, 2, 3, 4 of T" in done.stderr
     assert "Traceback" not in done.stderr
     file = tmp_path / "runs" / "two" / "checkpoints" / "last.ckpt"
     assert torch.load(file, weights_only=True)["global_step"] == 4
@@ -153,7 +203,7 @@ def test_memory_that_ran_out_names_the_batch_and_what_to_try(configure, monkeypa
     with pytest.raises(Failure) as failure:
         train(configure(*SMOKE))
     line = str(failure.value)
-    assert line.startswith("out of memory with data.batch_size=32: try")
+    assert line.startswith("out of memory with data.batch_size=32 (data.eval_batch_size=450): try less")
     for way_out in ("trainer.accumulate_grad_batches", "model.checkpointing=true", "trainer.precision=bf16-mixed"):
         assert way_out in line
 
@@ -197,13 +247,17 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, little_space):
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_space(configure, tmp_path, little_space):
-    quiet = (*SMOKE, "logger.tensorboard=null", "logger.csv=null", "callbacks.lr=null")
+@pytest.mark.parametrize("model", ["unet_tiny", "unet_8"])
+def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_space(
+    configure, tmp_path, little_space, model
+):
+    """Of files of more than a megabyte torch hides the reason behind an error of its own."""
+    quiet = (*SMOKE, f"model={model}", "logger.tensorboard=null", "logger.csv=null", "callbacks.lr=null")
     train(configure(*quiet, "trainer.max_steps=4"))
     size = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size
     before = last(tmp_path)
     little_space(size // 2)
-    with pytest.raises(Failure, match=r"run can't be written .*the checkpoints in it are whole"):
+    with pytest.raises(Failure, match=r"run can't be written .*its checkpoints are whole"):
         train(configure(*quiet, "trainer.max_steps=12"))
     after = last(tmp_path)
     assert after["global_step"] == before["global_step"] == 4
@@ -222,5 +276,5 @@ def test_a_failed_run_ends_in_one_line_and_exit_code_1(script):
 def test_impossible_settings_are_refused(configure):
     from ddpm_lightning.runs.refusal import Refusal
 
-    with pytest.raises(Refusal, match="on_nan must be one of stop, skip, got explode"):
+    with pytest.raises(Refusal, match="^on_nan must be one of stop, skip, got explode"):
         train(configure(*SMOKE, "on_nan=explode"))

@@ -150,7 +150,7 @@ def test_keys_that_an_older_version_lacked_do_not_stop_a_run(configure, tmp_path
 
 
 def test_resume_never_refuses_a_run_that_stopped_before_its_first_checkpoint(configure, tmp_path):
-    train(configure(*SMOKE, "trainer.max_steps=2", "callbacks.last=null", "callbacks.best=null"))
+    train(configure(*SMOKE, "trainer.max_steps=2", "callbacks.checkpoint=null", "callbacks.best=null"))
     for file in (tmp_path / "run" / "checkpoints").glob("*"):
         file.unlink()
     with pytest.raises(Refusal, match="resume=never: .* holds a run"):

@@ -63,6 +63,8 @@ def visited_times(schedule: NoiseSchedule, num_steps: int, spacing: str) -> list
     if num_steps > T:
         raise ValueError(f"num_steps must lie in [1, {T}], the steps that the schedule has, got {num_steps}")
     rising = SPACINGS[spacing](schedule, num_steps).flip(0).round().clamp(1, T).long().tolist()
+    if schedule.ends_in_noise:  # of which there is none at the times before T, where the other grids would begin
+        rising[-1] = T
     for i in range(1, num_steps):
         rising[i] = max(rising[i], rising[i - 1] + 1)
     for i in range(num_steps):
