@@ -25,7 +25,7 @@ class LossByTime(L.Callback):
         self.sums: Tensor | None = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        losses, t, weight = outputs["losses"].float(), outputs["t"], outputs["weight"]
+        losses, t, weight = outputs["losses"].float(), outputs["t"], outputs["weight"].float()
         if self.sums is None:
             self.sums = torch.zeros(2, QUARTERS, device=losses.device)
         self.sums.index_add_(1, quarter_of(t, pl_module), torch.stack([weight * losses, weight]))

@@ -230,7 +230,7 @@ def test_a_run_can_go_on_from_another_runs_checkpoint(configure, tmp_path):
         (("seed=-1",), r"seed=-1: must lie in \[0, 2\^32\)"),
         (("data.batch_size=2000",), r"data.batch_size must lie in \[1, 1347\].*got 2000"),
         (("trainer.accumulate_grad_batches=50",), r"data.batch_size must lie in \[1, 26\].*got 32"),
-        (("model.channel_mults=[1,1,1,1,1]",), "model.image_size must be divisible by 16.*got 8x8"),
+        (("model.channel_mults=[1,1,1,1,1]",), "data.image_size must be divisible by 16.*got 8x8"),
         (("optimizer.lr=-1.0",), "optimizer: Invalid learning rate: -1.0; allowed: lr"),
         (("schedule.beta_end=1.5",), r"schedule.beta_end must lie in \[beta_start, 1\)"),
         (
