@@ -442,3 +442,20 @@ def test_a_variance_that_was_not_learned_is_refused():
 
     with pytest.raises(ValueError, match="variance must be small or large for a network that learns none"):
         AncestralSampler(3, variance="learned")(Plain(LinearSchedule(), 1.0), torch.randn(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_sampler_reads_an_image_back(name):
+    """On the meta device there is nothing to read: whatever waits for a GPU would raise."""
+    schedule = LinearSchedule(50)
+
+    class Empty:
+        def __init__(self):
+            self.schedule = schedule
+
+        def __call__(self, x_t, t, label=None):
+            return torch.zeros_like(x_t)
+
+    x = load(name, num_steps=20)(Empty(), torch.empty(2, 1, 4, 4, device="meta"))
+    assert x.device.type == "meta"
+    assert x.shape == (2, 1, 4, 4)

@@ -36,11 +36,11 @@ class AncestralSampler(Sampler):
         randn_like: RandnLike,
     ) -> tuple[Tensor, None]:
         level_t, level_s = denoiser.schedule(t), denoiser.schedule(s)
-        x_0, _, fraction = self.predict(denoiser, x_t, t, label)
-        mean, variance = posterior(x_t, x_0, level_t, level_s)
+        x_0, fraction = self.estimate(denoiser, x_t, t, label)
+        large = transition_variance(level_t, level_s)
+        mean, variance = posterior(x_t, x_0, level_t, level_s, large)
         if s == 0:
             return mean, None
-        large = transition_variance(level_t, level_s)
         if self.variance == "large":
             variance = large
         elif self.variance == "learned":

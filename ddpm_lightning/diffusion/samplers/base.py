@@ -10,17 +10,17 @@ from torch import Tensor
 
 from ddpm_lightning.diffusion.forward import noise_from_x0
 from ddpm_lightning.diffusion.guidance import X0Estimator
+from ddpm_lightning.diffusion.parameterization import Estimate
 from ddpm_lightning.diffusion.samplers.spacing import SPACINGS, visited_times
 
 RandnLike = Callable[[Tensor], Tensor]
 
 
 class Prediction(NamedTuple):
-    """Estimates (B, C, H, W) that agree: ``x_t = alpha x_0 + sigma noise``; and the fraction of a learned variance."""
+    """Estimates, each (B, C, H, W), that agree: ``x_t = alpha x_0 + sigma noise``."""
 
     x_0: Tensor
     noise: Tensor
-    fraction: Tensor | None = None
 
 
 class Stage(NamedTuple):
@@ -86,12 +86,15 @@ class Sampler(ABC):
             x, memory = self.step(denoiser, x, t, s, label, memory, randn_like)
             yield Stage(x, s, i)
 
-    def predict(self, denoiser: Any, x_t: Tensor, t: int, label: Tensor | None) -> Prediction:
-        """Clipped estimate of x_0, and the noise that goes with it."""
+    def estimate(self, denoiser: Any, x_t: Tensor, t: int, label: Tensor | None) -> Estimate:
+        """Clipped estimate of x_0, and the fraction of a learned variance if this sampler needs it."""
         x_0, fraction = denoiser.estimate(x_t, t, label) if self.learned_variance else (denoiser(x_t, t, label), None)
-        if self.clip_x0:
-            x_0 = x_0.clamp(-1, 1)
-        return Prediction(x_0, noise_from_x0(x_t, x_0, denoiser.schedule(t)), fraction)
+        return Estimate(x_0.clamp(-1, 1) if self.clip_x0 else x_0, fraction)
+
+    def predict(self, denoiser: X0Estimator, x_t: Tensor, t: int, label: Tensor | None) -> Prediction:
+        """Clipped estimate of x_0, and the noise that goes with it."""
+        x_0 = self.estimate(denoiser, x_t, t, label).x_0
+        return Prediction(x_0, noise_from_x0(x_t, x_0, denoiser.schedule(t)))
 
     @abstractmethod
     def step(

@@ -34,7 +34,7 @@ class DDIMSampler(Sampler):
         randn_like: RandnLike,
     ) -> tuple[Tensor, None]:
         level_t, level_s = denoiser.schedule(t), denoiser.schedule(s)
-        x_0, noise, _ = self.predict(denoiser, x_t, t, label)
+        x_0, noise = self.predict(denoiser, x_t, t, label)
         if self.eta == 0 or s == 0:
             return diffuse(x_0, noise, level_s), None
         variance = self.eta**2 * level_s.sigma**2 / level_t.sigma**2 * transition_variance(level_t, level_s)

@@ -44,7 +44,7 @@ class DPMSolverSampler(Sampler):
     ) -> tuple[Tensor, Last]:
         level_t, level_s = denoiser.schedule(t), denoiser.schedule(s)
         h = (level_s.log_snr - level_t.log_snr) / 2
-        x_0 = self.predict(denoiser, x_t, t, label).x_0
+        x_0 = self.estimate(denoiser, x_t, t, label).x_0
         # lambda is infinite at s = 0, so the last step is first order
         extrapolated = x_0 if memory is None or s == 0 else torch.lerp(memory.x_0, x_0, 1 + float(h / memory.h) / 2)
         return exponential_step(x_t, extrapolated, level_t, level_s), Last(x_0, h)

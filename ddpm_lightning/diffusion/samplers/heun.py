@@ -33,7 +33,7 @@ class HeunSampler(Sampler):
         randn_like: RandnLike,
     ) -> tuple[Tensor, None]:
         level_t, level_s = denoiser.schedule(t), denoiser.schedule(s)
-        x_0, noise, _ = self.predict(denoiser, x_t, t, label)
+        x_0, noise = self.predict(denoiser, x_t, t, label)
         if s == 0 or level_t.alpha == 0:  # where nothing of x_0 is left, sigma / alpha has no end to step from
             return diffuse(x_0, noise, level_s), None
         move = level_s.sigma / level_s.alpha - level_t.sigma / level_t.alpha

@@ -66,7 +66,7 @@ class UniPCSampler(Sampler):
         randn_like: RandnLike,
     ) -> tuple[Tensor, tuple[Node, Node | None]]:
         level_t, level_s = denoiser.schedule(t), denoiser.schedule(s)
-        x_0 = self.predict(denoiser, x_t, t, label).x_0
+        x_0 = self.estimate(denoiser, x_t, t, label).x_0
         last, before_last = memory or (None, None)
         if last is not None:
             x_t = correct(last, before_last, level_t, x_0)
