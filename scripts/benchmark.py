@@ -130,13 +130,9 @@ def sampling(repeats: int, ckpt: str | None, num_images: int) -> None:
     for sampler in samplers:
         with Counting() as counting:
             sampler(Free(), x_T)
-        name = type(sampler).__name__
-        print(
-            f"{name:<20}{statistics.median(times[name]) * 1e6:>6.0f} us {counting.ops / steps:>6.1f} operations on images"
-        )
-    print(
-        f"{'(noise alone':<20}{statistics.median(noise) * 1e6:>6.0f} us, which the ancestral sampler draws at each step)"
-    )
+        name, median = type(sampler).__name__, statistics.median(times[type(sampler).__name__]) * 1e6
+        print(f"{name:<20}{median:>6.0f} us {counting.ops / steps:>6.1f} operations on images")
+    print(f"{'(its noise alone':<20}{statistics.median(noise) * 1e6:>6.0f} us for the ancestral sampler)")
     if ckpt:
         quality(ckpt, num_images, AncestralSampler(1000), [DPMSolverSampler(20), UniPCSampler(20)])
 

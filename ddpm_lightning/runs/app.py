@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from ddpm_lightning.checkpoint import Loaded, find_checkpoint, load_denoiser
 from ddpm_lightning.diffusion.guidance import steered
 from ddpm_lightning.generation import film
 from ddpm_lightning.images import grid, save_gif, to_uint8
-from ddpm_lightning.runs.build import build
 from ddpm_lightning.runs.check import check_sampler
-from ddpm_lightning.runs.refusal import CONF, Refusal
+from ddpm_lightning.runs.refusal import Refusal
+from ddpm_lightning.runs.sampling import named_sampler, sampler_names
 
 MOST_IMAGES = 64
 MOST_FRAMES = 60
@@ -26,11 +25,6 @@ def find_runs(folder: Path) -> list[str]:
     """The runs below a folder that have a checkpoint, newest first."""
     files = sorted(folder.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
     return [str(path.parent.parent) for path in files]
-
-
-def sampler_names() -> list[str]:
-    """Those of the configuration."""
-    return sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 
 
 class Studio:
@@ -65,9 +59,7 @@ class Studio:
         Raises Refusal for what the model can't do.
         """
         model = self.model(run)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            steps = f"sampler.num_steps={int(num_steps)}"
-            made = build(compose("sample", overrides=["ckpt=x", f"sampler={sampler}", steps]), "sampler")
+        made = named_sampler(sampler, int(num_steps))
         check_sampler(made, model.denoiser)
         if not 1 <= num_images <= MOST_IMAGES:
             raise Refusal(f"images={num_images:g}: must lie in [1, {MOST_IMAGES}]")

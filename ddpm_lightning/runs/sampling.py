@@ -21,7 +21,7 @@ from ddpm_lightning.images import read_image, to_uint8
 from ddpm_lightning.runs.build import MISTAKES, build
 from ddpm_lightning.runs.check import check_sampler
 from ddpm_lightning.runs.command import write_json
-from ddpm_lightning.runs.refusal import Refusal
+from ddpm_lightning.runs.refusal import CONF, Refusal
 
 LABELS = 2  # first part of the keys of random labels; see data/resident.py for the others
 MOST = 2**31
@@ -115,6 +115,17 @@ def sampling_context(session: Session) -> Iterator[None]:
     lower = session.cfg.precision == "bf16-mixed"
     with torch.no_grad(), torch.autocast(session.device.type, torch.bfloat16, enabled=lower):
         yield
+
+
+def sampler_names() -> list[str]:
+    """Those of the configuration."""
+    return sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
+
+
+def named_sampler(name: str, num_steps: int) -> Sampler:
+    """A sampler of the configuration, with its defaults but for the number of steps."""
+    node = OmegaConf.load(CONF / "sampler" / f"{name}.yaml")
+    return build(OmegaConf.create({"sampler": {**node, "num_steps": num_steps}}), "sampler")
 
 
 def check_integer(cfg: DictConfig, key: str, least: int, most: int = MOST) -> None:

@@ -138,6 +138,8 @@ def test_known_pixels_are_kept_exactly_and_the_others_differ_by_seed(make, digit
         assert not np.array_equal(sampled[white > 0], given[white > 0])
     assert not np.array_equal(samples[0], samples[1])
     assert (out / "grid.png").is_file()
+    box = make("inpaint", f"image={digits[0]}", "mask=[3,2,8,6]", *quick, out="box")  # the same pixels
+    assert np.array_equal(picture(box / "seed-000001.png"), samples[1])
 
 
 def test_a_reconstruction_is_the_better_the_more_steps_it_has(make, digits, capsys):
@@ -156,6 +158,7 @@ def test_a_reconstruction_is_the_better_the_more_steps_it_has(make, digits, caps
 
 
 def test_a_folder_of_pictures_can_be_reconstructed(make, digits):
+    save(digits[0].parent / "grid.png", np.zeros((90, 90)))  # of a folder of samples
     out = make("reconstruct", f"images={digits[0].parent}", "sampler.num_steps=3")
     assert len((out / "psnr.csv").read_text().splitlines()) == 3
 
@@ -168,7 +171,7 @@ def test_a_grid_has_a_row_for_each_combination_with_its_time(make, run):
     assert [(row["sampler"], row["num_steps"], row["guidance"]) for row in rows] == [
         (s, n, w) for s in ("ddim", "heun") for n in ("2", "5") for w in ("0.0", "2.0")
     ]
-    assert [row["network_calls"] for row in rows[::2]] == ["2", "5", "3", "9"]
+    assert [row["network_calls"] for row in rows] == ["2", "4", "5", "10", "3", "6", "9", "18"]
     assert all(float(row["seconds"]) > 0 for row in rows)
     height = CELL + CAPTION_HEIGHT
     table = picture(out / "grid.png")
@@ -197,6 +200,8 @@ def test_a_grid_has_a_row_for_each_combination_with_its_time(make, run):
         ("inpaint", ["image={a}", "mask={black}"], "mask=.*black.png: must have white pixels"),
         ("inpaint", ["image={a}", "mask={large}"], "mask: .*large.png must be of 8x8 pixels"),
         ("inpaint", ["image={none}", "mask={black}"], "image: .*none.png can't be read as a picture"),
+        ("inpaint", ["image={a}", "mask=[1,2,3]"], r"mask=\[1, 2, 3\]: must be a picture, or a box \[left, top,"),
+        ("inpaint", ["image={a}", "mask=[4,4,9,8]"], r"mask=\[4, 4, 9, 8\]: must be a box within \[0, 0, 8, 8\]"),
         ("inpaint", ["image={a}", "mask={b}", "jump=0"], "jump must be at least 1, got 0"),
         ("reconstruct", ["images={a}", "sampler=heun"], "sampler: must be ddim with sampler.eta=0"),
         ("reconstruct", ["images={a}", "sampler.eta=0.5"], "sampler: must be ddim with sampler.eta=0"),
@@ -218,3 +223,19 @@ def test_what_a_mode_can_not_do_is_refused_and_nothing_is_written(make, digits, 
         make(mode, *(override.format(**names, empty=tmp_path / "empty") for override in overrides))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["trajectory", "interpolate", "grid"])
+def test_the_command_makes_the_pictures_too(script, run, tmp_path, mode):
+    """By Hydra's own way in."""
+    short = {"trajectory": ["num_samples=1"], "interpolate": ["frames=3"], "grid": ["num_samples=1", "num_steps=[2,3]"]}
+    script(
+        "sample.py",
+        f"ckpt={run}",
+        f"mode={mode}",
+        "sampler.num_steps=3",
+        f"output_dir={tmp_path / 'out'}",
+        *short[mode],
+    )
+    assert (tmp_path / "out" / ("strip.png" if mode == "trajectory" else "grid.png")).is_file()

@@ -5,15 +5,22 @@ import time
 from itertools import product
 
 import torch
-from hydra import compose, initialize_config_dir
 from tqdm import tqdm
 
 from ddpm_lightning.generation import generate
 from ddpm_lightning.images import grid, save_png, to_uint8
-from ddpm_lightning.runs.build import build
 from ddpm_lightning.runs.check import check_sampler
-from ddpm_lightning.runs.refusal import CONF, Refusal
-from ddpm_lightning.runs.sampling import Session, check_integer, output_folder, plain, settings, steer
+from ddpm_lightning.runs.refusal import Refusal
+from ddpm_lightning.runs.sampling import (
+    Session,
+    check_integer,
+    named_sampler,
+    output_folder,
+    plain,
+    sampler_names,
+    settings,
+    steer,
+)
 
 
 def compare(session: Session) -> str:
@@ -21,17 +28,12 @@ def compare(session: Session) -> str:
     cfg = session.cfg
     check_integer(cfg, "num_samples", 1, 65)
     names, steps, guidances = (plain(cfg[key]) for key in ("samplers", "num_steps", "guidances"))
-    known = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
+    known = sampler_names()
     if not names or any(name not in known for name in names):
         raise Refusal(f"samplers={names}: must be a list of some of {', '.join(known)}")
-    samplers = {}
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for name, n in product(names, steps):
-            made = build(
-                compose("sample", overrides=["ckpt=x", f"sampler={name}", f"sampler.num_steps={n}"]), "sampler"
-            )
-            check_sampler(made, session.loaded.denoiser)
-            samplers[name, n] = made
+    samplers = {(name, n): named_sampler(name, n) for name, n in product(names, steps)}
+    for sampler in samplers.values():
+        check_sampler(sampler, session.loaded.denoiser)
     denoisers = {guidance: steer(cfg, session.loaded, guidance) for guidance in guidances}
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
     labels = session.labels(seeds)
@@ -45,7 +47,8 @@ def compare(session: Session) -> str:
         images = torch.cat([to_uint8(batch).cpu() for batch in batches])  # which waits for the device
         seconds = time.perf_counter() - start
         rows.append((images, [f"{name} {n}" + (f" w={guidance}" if guidance else "")] * len(images)))
-        table.append((name, n, guidance, sampler.num_calls, round(seconds, 3)))
+        calls = sampler.num_calls * (2 if guidance else 1)
+        table.append((name, n, guidance, calls, round(seconds, 3)))
     captions = [caption for _, row in rows for caption in row]
     save_png(grid(torch.cat([images for images, _ in rows]), len(seeds), captions), folder / "grid.png")
     header = ("sampler", "num_steps", "guidance", "network_calls", "seconds")

@@ -1,13 +1,17 @@
 """mode=inpaint: some pixels given, the rest sampled."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lightning.diffusion.samplers.inpainting import Inpainting
 from ddpm_lightning.generation import BLOCK, generate
 from ddpm_lightning.images import grid, save_png, to_uint8
 from ddpm_lightning.runs.refusal import Refusal
-from ddpm_lightning.runs.sampling import Session, check_integer, output_folder, plain, read_images, settings
+from ddpm_lightning.runs.sampling import Session, check_integer, is_integer, output_folder, plain, read_images, settings
 
 GREY = 0.0  # in place of what is to be sampled
 
@@ -17,10 +21,7 @@ def inpaint(session: Session) -> str:
     cfg = session.cfg
     check_integer(cfg, "num_samples", 1)
     [image] = read_images("image", [cfg.image], session.shape)
-    [mask] = read_images("mask", [cfg.mask], (1, *session.shape[1:]))
-    known = mask[0] < 0
-    if known.all():
-        raise Refusal(f"mask={cfg.mask}: must have white pixels, which are sampled, and is black throughout")
+    known = _known(plain(cfg.mask), session.shape)
     try:
         inpainting = Inpainting(
             session.sampler, image.to(session.device), known.to(session.device), cfg.jump, cfg.resamples
@@ -29,7 +30,7 @@ def inpaint(session: Session) -> str:
         raise Refusal(str(mistake)) from mistake
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
     labels = session.labels(seeds)
-    described = {**settings(session), "label": plain(cfg.label), "image": str(cfg.image), "mask": str(cfg.mask)}
+    described = {**settings(session), "label": plain(cfg.label), "image": str(cfg.image), "mask": plain(cfg.mask)}
     folder = output_folder(session, {**described, "jump": cfg.jump, "resamples": cfg.resamples, "seeds": list(seeds)})
     with tqdm(total=len(seeds), desc="Sampling", unit="image", disable=None) as bar:
         batches = generate(
@@ -50,3 +51,21 @@ def inpaint(session: Session) -> str:
     captions = ["given", "known", *(session.captions(labels) or [str(seed) for seed in seeds])]
     save_png(grid(shown, min(10, len(shown)), captions), folder / "grid.png")
     return f"{len(samples)} images in {folder}, beside the given one in {folder / 'grid.png'}"
+
+
+def _known(mask: Any, shape: Sequence[int]) -> Tensor:
+    """Which pixels (H, W) are kept: those outside of a box, or where a picture is black."""
+    _, height, width = shape
+    if not isinstance(mask, list):
+        known = read_images("mask", [mask], (1, height, width))[0, 0] < 0
+        if known.all():
+            raise Refusal(f"mask={mask}: must have white pixels, which are sampled, and is black throughout")
+        return known
+    if len(mask) != 4 or not all(is_integer(side) for side in mask):
+        raise Refusal(f"mask={mask}: must be a picture, or a box [left, top, right, bottom]")
+    left, top, right, bottom = mask
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise Refusal(f"mask={mask}: must be a box within [0, 0, {width}, {height}]")
+    known = torch.ones(height, width, dtype=torch.bool)
+    known[top:bottom, left:right] = False
+    return known

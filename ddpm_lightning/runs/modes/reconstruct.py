@@ -24,7 +24,8 @@ def reconstruct(session: Session) -> str:
     given = plain(cfg.images)
     paths = [Path(str(p)).expanduser() for p in (given if isinstance(given, list) else [given])]
     if len(paths) == 1 and paths[0].is_dir():
-        paths = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in ENDINGS)
+        found = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in ENDINGS)
+        paths = [path for path in found if path.name != "grid.png"]  # of a folder that mode=samples has made
     if not paths:
         raise Refusal(f"images={given}: must be a picture, a list of them, or a folder that has some")
     images = read_images("images", [str(path) for path in paths], session.shape)
