@@ -35,8 +35,9 @@ class NoiseSchedule(nn.Module):
         if zero_terminal_snr:
             alpha_bar = with_zero_terminal_snr(alpha_bar)
         self.num_steps = len(alpha_bar) - 1
-        # not a buffer: exact tables stay on the CPU in float64, where a sampler reads single levels for free
+        # not buffers: exact tables stay on the CPU in float64, where a sampler reads single levels for free
         self.table = NoiseLevel(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+        self.levels = [NoiseLevel(*scales) for scales in zip(*(x.unbind() for x in self.table), strict=True)]
         self.register_buffer("alpha", self.table.alpha.float(), persistent=False)
         self.register_buffer("sigma", self.table.sigma.float(), persistent=False)
         beta = torch.cat([torch.zeros_like(alpha_bar[:1]), 1 - alpha_bar[1:] / alpha_bar[:-1]])
@@ -62,7 +63,7 @@ class NoiseSchedule(nn.Module):
         """
         if isinstance(t, Tensor):
             return NoiseLevel(self.alpha[t], self.sigma[t])
-        return NoiseLevel(self.table.alpha[t], self.table.sigma[t])
+        return self.levels[t]
 
 
 def check_num_steps(num_steps: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from ddpm_lightning.generation import generate
-from ddpm_lightning.images import grid, save_png, to_uint8
+from ddpm_lightning.images import caption_strip, grid, save_png, to_uint8
 from ddpm_lightning.runs.check import check_sampler
 from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.sampling import (
@@ -46,14 +46,15 @@ def compare(session: Session) -> str:
         batches = generate(denoiser, sampler, session.shape, seeds, labels, cfg.batch_size, session.device)
         images = torch.cat([to_uint8(batch).cpu() for batch in batches])  # which waits for the device
         seconds = time.perf_counter() - start
-        rows.append((images, [f"{name} {n}" + (f" w={guidance}" if guidance else "")] * len(images)))
+        row = grid(images, len(images)).expand(3, -1, -1)
+        strength = f", guidance {guidance}" if guidance else ""
+        rows += [caption_strip(f"{name} {n}{strength}: {seconds:.2f} s", row.shape[-1]), row]
         calls = sampler.num_calls * (2 if guidance else 1)
         table.append((name, n, guidance, calls, round(seconds, 3)))
-    captions = [caption for _, row in rows for caption in row]
-    save_png(grid(torch.cat([images for images, _ in rows]), len(seeds), captions), folder / "grid.png")
+    save_png(torch.cat(rows, dim=1), folder / "grid.png")
     header = ("sampler", "num_steps", "guidance", "network_calls", "seconds")
     with open(folder / "times.csv", "w", newline="") as file:
         csv.writer(file).writerows([header, *table])
     for line in (header, *table):
         print("  ".join(str(cell).ljust(13) for cell in line).rstrip())
-    return f"{folder / 'grid.png'}: a row for each of {len(rows)} combinations"
+    return f"{folder / 'grid.png'}: a row for each of {len(table)} combinations"
