@@ -18,7 +18,7 @@ SHORT = {
     "preview.py": [],
     "train.py": ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.num_images=10"],
     "report.py": [],
-    "sample.py": [],
+    "sample.py": ["sampler.num_steps=5"],
     "evaluate.py": ["num_samples=60"],
 }
 
@@ -39,8 +39,21 @@ def test_every_command_runs_in_the_order_of_the_readme(script, tmp_path):
     for sweep in ("sweep", "lr_ema"):
         assert (tmp_path / "runs" / sweep / "summary.csv").is_file()
         assert (tmp_path / "runs" / sweep / "summary.png").is_file()
-    assert len(list((tmp_path / "runs" / "digits" / "samples").rglob("seed-*.png"))) == 100 + 64
+    assert len(list((tmp_path / "runs" / "digits" / "samples").glob("samples-*/seed-*.png"))) == 100 + 64
+    for made in ("trajectory/film.gif", "interpolation/grid.png"):
+        assert (tmp_path / "runs" / "digits" / made).is_file()
+    for mode in ("inpaint", "reconstruct", "grid"):
+        assert list((tmp_path / "runs" / "digits" / "samples").glob(f"{mode}-*/grid.png")), mode
     assert len(list((tmp_path / "runs" / "digits" / "evaluation").glob("*.json"))) == 1 + 6
+
+
+def test_the_python_in_the_readme_runs(script, tmp_path, monkeypatch):
+    script("train.py", "experiment=smoke", "name=digits", "schedule.num_steps=50", "callbacks.samples=null")
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert names["images"].shape == (16, 1, 8, 8)
 
 
 def test_make_targets_exist():
