@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import json
 import os
 import warnings
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.diffusion.denoiser import Denoiser
@@ -17,6 +20,8 @@ from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
 from ddpm_lightning.nn.unet import UNet
 
 PACKAGE = __name__.partition(".")[0]
+EXPORTED = ".safetensors"
+PREFIX = "denoiser."  # of its weights among the module's
 EMA, RAW = "ema", "raw"  # the names of weights; further averages go by their decay
 
 
@@ -75,7 +80,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of the unpickler, about files that are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            exported = path.suffix == EXPORTED
+            content = _read_exported(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes the unpickler raise almost anything
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -90,6 +96,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if lacks:
         raise ValueError(f"ckpt must be a checkpoint that this project wrote, got {path}, which lacks {lacks[0]}")
     return content
+
+
+def export(path: str | Path, target: Path, weights: str = EMA) -> Path:
+    """Write one set of weights alone, with all that ``load_denoiser`` needs, as a safetensors file.
+
+    A fraction of the checkpoint's size, for sharing and sampling; training can't go on from it.
+    """
+    file = find_checkpoint(path)
+    loaded, checkpoint = load_denoiser(file, weights), read_checkpoint(file)
+    kept = {key: checkpoint[key] for key in ("config", "global_step", "images_seen")}
+    described = {**kept, "class_names": loaded.class_names, "weights": loaded.weights}
+    tensors = {name: tensor.contiguous() for name, tensor in loaded.denoiser.state_dict().items()}
+    part = target.with_name(f".{target.name}.part")
+    save_file(tensors, part, metadata={"ddpm_lightning": json.dumps(described)})
+    os.replace(part, target)
+    return target
+
+
+def _read_exported(path: Path) -> dict[str, Any]:
+    """An exported file in the form of a checkpoint with those weights alone."""
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["ddpm_lightning"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    weights = described.pop("weights")
+    if weights == RAW:
+        return {**described, "state_dict": {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}}
+    return {**described, "state_dict": {}, "ema": {"averages": {weights: tensors}}}
 
 
 def build_from_file(node: Any, base: type) -> Any:
@@ -115,10 +148,11 @@ def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device |
     checkpoint = read_checkpoint(file)
     config = checkpoint["config"]
     averages: dict[str, Any] = checkpoint.get("ema", {}).get("averages", {})
+    state = checkpoint["state_dict"]
     if weights == EMA and averages:
         weights = next(iter(averages))
-    if weights != RAW and weights not in averages:
-        allowed = ", ".join([RAW, *([EMA] if averages else []), *averages])
+    if weights not in ([RAW] if state else []) and weights not in averages:
+        allowed = ", ".join([*([RAW] if state else []), *([EMA] if averages else []), *averages])
         raise ValueError(f"weights must be one of {allowed}, those of {file}, got {weights}")
     denoiser = Denoiser(
         build_from_file(config["model"], UNet),
@@ -126,9 +160,7 @@ def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device |
         build_from_file(config["parameterization"], Parameterization),
         config["module"]["denoiser"]["image_shape"],
     )
-    prefix = "denoiser."
-    state = checkpoint["state_dict"]
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     denoiser.load_state_dict(own if weights == RAW else averages[weights])
     denoiser = denoiser.eval().requires_grad_(False).to(device)
     step, images_seen = checkpoint["global_step"], checkpoint["images_seen"]

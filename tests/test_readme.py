@@ -18,6 +18,7 @@ SHORT = {
     "preview.py": [],
     "train.py": ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.num_images=10"],
     "report.py": [],
+    "export.py": [],
     "sample.py": ["sampler.num_steps=5"],
     "evaluate.py": ["num_samples=60"],
 }

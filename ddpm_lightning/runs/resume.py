@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from ddpm_lightning.checkpoint import find_checkpoint, read_checkpoint
+from ddpm_lightning.checkpoint import EXPORTED, find_checkpoint, read_checkpoint
 from ddpm_lightning.runs.refusal import Refusal
 
 # What shapes the weights must be the same in a run and in the one it goes on from: these groups and keys ...
@@ -44,6 +44,8 @@ def find_start(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Start:
         return Start(None, 0)
     try:
         path = last if cfg.resume == "auto" else find_checkpoint(cfg.resume)
+        if path.suffix == EXPORTED:
+            raise ValueError(f"{path} holds exported weights alone")
         checkpoint = read_checkpoint(path)
     except (FileNotFoundError, ValueError) as error:
         raise Refusal(f"resume={cfg.resume}: must be auto, never, or a checkpoint or run folder ({error})") from error
