@@ -57,6 +57,7 @@ def posterior(
     if beta is None:
         beta = transition_variance(level_t, level_s)
     beta = expand(beta, x_t)
+    remains = (sigma_s / sigma_t) ** 2
     weight_x0 = alpha_s * beta / sigma_t**2
-    weight_xt = alpha_t / alpha_s * sigma_s**2 / sigma_t**2
-    return Gaussian(weight_x0 * x_0 + weight_xt * x_t, beta * sigma_s**2 / sigma_t**2)
+    weight_xt = alpha_t / alpha_s * remains
+    return Gaussian(weight_x0 * x_0 + weight_xt * x_t, beta * remains)

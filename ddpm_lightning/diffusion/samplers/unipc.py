@@ -36,14 +36,14 @@ def correct(node: Node, before: Node | None, level_s: NoiseLevel, x_0: Tensor) -
     """
     h = level_s.log_snr / 2 - node.lam
     psi_1 = 1 + torch.expm1(-h) / h
-    change = x_0 - node.x_0
-    curve = torch.zeros(())
-    if before is not None:
-        r = (before.lam - node.lam) / h
-        curve = ((before.x_0 - node.x_0) / r - change) / (r - 1)
     psi_2 = 1 - 2 * psi_1 / h
-    straight = exponential_step(node.x, node.x_0, node.level, level_s)
-    return straight + level_s.alpha * (psi_1 * (change - curve) + psi_2 * curve)
+    change = x_0 - node.x_0
+    moved = exponential_step(node.x, node.x_0, node.level, level_s)
+    if before is None:
+        return moved + level_s.alpha * psi_1 * change
+    r = (before.lam - node.lam) / h
+    k = (psi_2 - psi_1) / (r - 1)  # the parabola's share: u^2 - u, over its value at u = r
+    return moved + level_s.alpha * (psi_1 - k) * change + level_s.alpha * k / r * (before.x_0 - node.x_0)
 
 
 class UniPCSampler(Sampler):
