@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -61,6 +61,15 @@ class Loaded(NamedTuple):
     sha256: str
     class_names: list[str] | None
 
+    @property
+    def num_classes(self) -> int | None:
+        return self.config["model"]["num_classes"]
+
+    @property
+    def label_drop(self) -> float | None:
+        """How often it was trained without its labels."""
+        return self.config["module"].get("label_drop")
+
 
 def find_checkpoint(path: str | Path) -> Path:
     """A file as it is; of a run folder the last checkpoint. Raises FileNotFoundError."""
@@ -73,15 +82,19 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The file's content on the CPU. Raises ValueError for anything but a checkpoint of this project's runs.
+def read_checkpoint(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
+    """The file's content on the CPU; of ``file``, if it is open already.
 
-    Files that would run code when unpickled are among those refused, without exception.
+    Raises ValueError for anything but a checkpoint of this project's runs. Files that would run code when unpickled are
+    among those refused, without exception.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of the unpickler, about files that are refused below
-            exported = path.suffix == EXPORTED
-            content = _read_exported(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
+            source = path if file is None else file
+            if path.suffix == EXPORTED:
+                content = _read_exported(path)
+            else:
+                content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes the unpickler raise almost anything
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -145,7 +158,10 @@ def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device |
     ``weights``: "ema", the average that validated; "raw", the optimizer's own; or an average's decay, such as "0.999".
     """
     file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file)
+    with open(file, "rb") as opened:  # once: a run that goes on may put another file in its place
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        opened.seek(0)
+        checkpoint = read_checkpoint(file, opened)
     config = checkpoint["config"]
     averages: dict[str, Any] = checkpoint.get("ema", {}).get("averages", {})
     state = checkpoint["state_dict"]
@@ -165,12 +181,7 @@ def load_denoiser(path: str | Path, weights: str = "ema", device: torch.device |
     denoiser = denoiser.eval().requires_grad_(False).to(device)
     step, images_seen = checkpoint["global_step"], checkpoint["images_seen"]
     names = checkpoint.get("class_names")
-    return Loaded(denoiser, config, file, step, weights, images_seen, _sha256(file), names)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Loaded(denoiser, config, file, step, weights, images_seen, sha256, names)
 
 
 def load_data(config: dict[str, Any], root: str | None = None) -> ImageDataModule:

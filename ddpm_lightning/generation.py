@@ -10,7 +10,7 @@ from ddpm_lightning.diffusion.guidance import Watched, X0Estimator
 from ddpm_lightning.diffusion.noise import PerImageNoise
 from ddpm_lightning.diffusion.samplers.base import RandnLike, Sampler, Stage
 
-# A CPU's kernels treat images of batches of 16, 32, 48, ... alike to the last bit, but not those of smaller ones
+# Where tried, a CPU's kernels treat images of batches of 16, 32, 48, ... alike to the last bit, but not of smaller ones
 BLOCK = 16
 
 
@@ -65,8 +65,8 @@ def film(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The way from noise to the images of the seeds: times s, states x_s and estimates of x_0, each (N, C, H, W).
 
-    The first is of pure noise, at T, with the estimate made from it; each other is of a move's end, with the estimate
-    that the move was made by. The last state is the image.
+    The first is of pure noise, at T; each other is of a move's end, with the newest estimate, the last that the move
+    was made by; the first has that of the first move. The last state is the image.
     """
     watched, noise = Watched(denoiser), PerImageNoise(seeds, device)
     label = None if labels is None else torch.tensor(labels, device=device)

@@ -83,7 +83,7 @@ def save_gif(frames: Sequence[Tensor], path: Path, seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [Image.fromarray(frame.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()) for frame in frames]
     each = max(20, round(1000 * seconds / len(frames)))  # milliseconds; viewers slow down what is faster
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     lengths = [each] * (len(frames) - 1) + [each + 1000]
     pictures[0].save(part, "GIF", save_all=True, append_images=pictures[1:], duration=lengths, loop=0)
     os.replace(part, path)
@@ -93,6 +93,6 @@ def save_png(image: Tensor, path: Path) -> None:
     """Write an image (C, H, W) uint8, whole or not at all, with its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = image.permute(1, 2, 0).cpu().numpy()
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(part, format="PNG")
     os.replace(part, path)

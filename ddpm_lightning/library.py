@@ -43,7 +43,9 @@ def sample(
     """
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
-    num_classes = model.config["model"]["num_classes"]
+    num_classes = model.num_classes
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     labels = None
     if num_classes is None and label is not None:
         raise ValueError(f"label must be None for a model without labels, got {label}")
@@ -54,7 +56,7 @@ def sample(
         if label is not None and len(given) not in (1, num_images):
             raise ValueError(f"label must be one, or one for each of {num_images} images, got {len(given)}")
         labels = [given[i % len(given)] for i in range(num_images)]
-    denoiser = steered(model.denoiser, num_classes, guidance)
+    denoiser = steered(model.denoiser, num_classes, guidance, label_drop=model.label_drop)
     seeds, shape = range(seed, seed + num_images), model.denoiser.image_shape
     device = next(model.denoiser.parameters()).device
     batches = generate(denoiser, sampler or DDIMSampler(50), shape, seeds, labels, batch_size, device)

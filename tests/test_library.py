@@ -57,6 +57,7 @@ def test_labels_are_one_or_one_for_each_or_all_in_turn(runs):
         ("conditional", {"label": [1, 2, 3]}, "label must be one, or one for each of 16 images, got 3"),
         ("conditional", {"guidance": -1.0}, "guidance must be at least 0, got -1.0"),
         ("conditional", {"sampler": DDIMSampler(500)}, r"num_steps must lie in \[1, 100\]"),
+        ("conditional", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("unconditional", {"label": 1}, "label must be None for a model without labels, got 1"),
         ("unconditional", {"guidance": 1.0}, "guidance must be 0 for a network without labels, got 1.0"),
     ],
@@ -64,6 +65,14 @@ def test_labels_are_one_or_one_for_each_or_all_in_turn(runs):
 def test_what_a_model_can_not_do_is_refused(runs, run, settings, message):
     with pytest.raises(ValueError, match=message):
         sample(load(runs / run, device="cpu"), **settings)
+
+
+def test_guidance_needs_a_model_that_was_trained_without_its_labels_too(runs, tmp_path):
+    checkpoint = torch.load(runs / "conditional" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["config"]["module"]["label_drop"] = 0.0
+    torch.save(checkpoint, tmp_path / "never.ckpt")
+    with pytest.raises(ValueError, match="guidance must be 0 for a network trained with module.label_drop=0, got 1.0"):
+        sample(load(tmp_path / "never.ckpt", device="cpu"), guidance=1.0)
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path):

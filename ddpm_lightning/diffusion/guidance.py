@@ -39,8 +39,7 @@ class GuidedDenoiser:
         interval: Sequence[float] | None = None,
         rescale: float = 0.0,
     ) -> None:
-        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
-            raise ValueError(f"interval must be two numbers, 0 <= low < high, got {list(interval)}")
+        check_interval(interval)
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1], got {rescale}")
         self.denoiser = denoiser
@@ -72,7 +71,9 @@ class GuidedDenoiser:
 
     def _is_guided(self, t: Tensor | int) -> Tensor:
         level = self.schedule(t)
-        low, high = (0.0, float("inf")) if self.interval is None else self.interval
+        if self.interval is None:  # also where alpha is 0
+            return torch.ones_like(level.alpha, dtype=torch.bool)
+        low, high = self.interval
         return (level.sigma >= low * level.alpha) & (level.sigma <= high * level.alpha)
 
     def _doubled(self, x_t: Tensor, t: Tensor | int, label: Tensor | None) -> tuple[Tensor, Tensor | int, Tensor]:
@@ -91,8 +92,17 @@ class GuidedDenoiser:
         guided = (1 + w) * conditional - w * unconditional
         if not self.rescale:
             return guided
-        factor = conditional.flatten(1).std(1) / guided.flatten(1).std(1)
+        factor = conditional.flatten(1).std(1) / guided.flatten(1).std(1).clamp(min=1e-8)
         return guided * expand(1 - self.rescale + self.rescale * factor, guided)
+
+
+def check_interval(interval: Any) -> None:
+    """Raise ValueError for anything but None, or two numbers."""
+    if interval is None:
+        return
+    numbers = isinstance(interval, list | tuple) and all(isinstance(x, int | float) for x in interval)
+    if not (numbers and len(interval) == 2 and 0 <= interval[0] < interval[1]):
+        raise ValueError(f"interval must be two numbers, 0 <= low < high, got {interval}")
 
 
 class DynamicThreshold:
@@ -103,7 +113,7 @@ class DynamicThreshold:
     """
 
     def __init__(self, denoiser: X0Estimator, quantile: float = 0.995) -> None:
-        if not 0 < quantile <= 1:
+        if not (isinstance(quantile, int | float) and not isinstance(quantile, bool) and 0 < quantile <= 1):
             raise ValueError(f"quantile must lie in (0, 1], got {quantile}")
         self.denoiser = denoiser
         self.quantile = quantile
@@ -155,11 +165,20 @@ def steered(
     interval: Sequence[float] | None = None,
     rescale: float = 0.0,
     dynamic_threshold: float | None = None,
+    label_drop: float | None = None,
 ) -> X0Estimator:
-    """The denoiser with what was asked for around it. Raises ValueError for guidance of one without classes."""
-    if guidance < 0:
+    """The denoiser with what was asked for around it.
+
+    Raises ValueError for guidance of one without classes, or one that was never trained without its labels.
+    """
+    if not (isinstance(guidance, int | float) and guidance >= 0):
         raise ValueError(f"guidance must be at least 0, got {guidance}")
+    check_interval(interval)
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale must lie in [0, 1], got {rescale}")
     if guidance:
+        if label_drop == 0:
+            raise ValueError(f"guidance must be 0 for a network trained with module.label_drop=0, got {guidance}")
         if num_classes is None:
             raise ValueError(f"guidance must be 0 for a network without labels, got {guidance}")
         denoiser = GuidedDenoiser(denoiser, guidance, num_classes, interval, rescale)

@@ -13,7 +13,7 @@ from ddpm_lightning.generation import film
 from ddpm_lightning.images import grid, save_gif, to_uint8
 from ddpm_lightning.runs.check import check_sampler
 from ddpm_lightning.runs.refusal import Refusal
-from ddpm_lightning.runs.sampling import named_sampler, sampler_names
+from ddpm_lightning.runs.sampling import DEVICES, named_sampler, sampler_names
 
 MOST_IMAGES = 64
 MOST_FRAMES = 60
@@ -40,14 +40,14 @@ class Studio:
             stamp = f"{run} {find_checkpoint(run).stat().st_mtime_ns}"
             if self.newest is None or self.newest[0] != stamp:
                 self.newest = (stamp, load_denoiser(run, device=self.device))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise Refusal(str(error)) from error
         return self.newest[1]
 
     def labels(self, run: str) -> list[str]:
         """What can be chosen as a label."""
         model = self.model(run)
-        count = model.config["model"]["num_classes"]
+        count = model.num_classes
         names = model.class_names
         return [ALL] + [names[i] if names else str(i) for i in range(count or 0)]
 
@@ -59,20 +59,24 @@ class Studio:
         Raises Refusal for what the model can't do.
         """
         model = self.model(run)
+        if any(value is None for value in (num_steps, guidance, seed, num_images)):
+            raise Refusal("steps, guidance, seed and images must have values")
+        if label not in self.labels(run):
+            raise Refusal(f"label={label}: must be one of {', '.join(self.labels(run))}")
         made = named_sampler(sampler, int(num_steps))
         check_sampler(made, model.denoiser)
         if not 1 <= num_images <= MOST_IMAGES:
             raise Refusal(f"images={num_images:g}: must lie in [1, {MOST_IMAGES}]")
         if not 0 <= seed < 2**62:
             raise Refusal(f"seed={seed:g}: must be at least 0")
-        count = model.config["model"]["num_classes"]
+        count = model.num_classes
         seeds = range(int(seed), int(seed) + int(num_images))
         labels = None
         if count is not None:
-            chosen = self.labels(run).index(label) - 1 if label in self.labels(run) else -1
+            chosen = self.labels(run).index(label) - 1
             labels = [s % count if chosen < 0 else chosen for s in seeds]
         try:
-            denoiser = steered(model.denoiser, count, guidance)
+            denoiser = steered(model.denoiser, count, guidance, label_drop=model.label_drop)
         except ValueError as mistake:
             raise Refusal(str(mistake)) from mistake
         columns = max(1, round(len(seeds) ** 0.5))
@@ -90,16 +94,31 @@ def _picture(image: torch.Tensor) -> Any:
     return image.permute(1, 2, 0).numpy()
 
 
+def _opens(studio: Studio, run: str) -> bool:
+    """Whether a run can be offered; one that is broken must not keep the others away."""
+    try:
+        studio.model(run)
+    except Refusal as refusal:
+        print(f"left out: {refusal}")
+        return False
+    return True
+
+
 def page(folder: Path, device: str) -> Any:
     """The page, for the runs below a folder. Raises Refusal if there is none, or gradio is not installed."""
+    runs = find_runs(folder)
+    if not runs:
+        raise Refusal(f"{folder}: must be a folder with runs that have checkpoints, such as runs")
+    if device.partition(":")[0] not in DEVICES:
+        raise Refusal(f"device={device}: must be one of {', '.join(DEVICES)}")
+    studio = Studio(device)
+    runs = [run for run in runs if _opens(studio, run)]
+    if not runs:
+        raise Refusal(f"{folder}: must have a run whose checkpoint can be read")
     try:
         import gradio as gr
     except ImportError as error:
         raise Refusal("the app needs pip install -e '.[app]'") from error
-    runs = find_runs(folder)
-    if not runs:
-        raise Refusal(f"{folder}: must be a folder with runs that have checkpoints, such as runs")
-    studio = Studio(device)
 
     def labels_of(run: str) -> Any:
         choices = studio.labels(run)

@@ -32,6 +32,7 @@ from ddpm_lightning.runs.sampling import (
     Session,
     check_integer,
     generate_uint8,
+    network_passes,
     open_session,
     run_folder,
     sampling_context,
@@ -171,7 +172,7 @@ def protocol(session: Session, features: Features, data: ImageDataModule) -> dic
         "training_seed": loaded.config.get("seed"),
         "images_seen": loaded.images_seen,
         "T": loaded.denoiser.schedule.num_steps,
-        "network_calls": session.sampler.num_calls * (2 if cfg.guidance else 1),
+        "network_calls": network_passes(session.sampler, session.denoiser),
         "labels": None if session.num_classes is None else f"image i has label i mod {session.num_classes}",
         "num_samples": cfg.num_samples,
         "seed": cfg.seed,
@@ -185,6 +186,9 @@ def one_line(figures: dict[str, float], p: dict[str, Any]) -> str:
     extra = " ".join(f"{k}={v}" for k, v in sampler.items() if k not in ("_target_", "num_steps"))
     first = next(iter(figures.items()))
     averaged = p["weights"] if p["weights"] == "raw" else f"ema {p['weights']}"
+    named = ("guidance_interval", "guidance_rescale", "dynamic_threshold")
+    options = [f"{key}={p[key]}" for key in named if p[key]]
+    options += [p["precision"]] if p["precision"] != "32-true" else []
     last_seed = p["seed"] + p["num_samples"] - 1
     return " | ".join(
         [
@@ -196,7 +200,7 @@ def one_line(figures: dict[str, float], p: dict[str, Any]) -> str:
             f" ({p['images_seen'] / 1e6:.3g}M images)",
             f"{sampler['_target_'].rpartition('.')[2]} {sampler['num_steps']} {extra} T={p['T']}"
             f" NFE {p['network_calls']}",
-            f"cond w={p['guidance']}" if p["labels"] else "uncond",
+            " ".join([f"cond w={p['guidance']}" if p["labels"] else "uncond", *options]),
             f"seeds {p['seed']}-{last_seed}",
         ]
     )

@@ -66,7 +66,9 @@ def _compare(key: str, default: Any, given: Any) -> None:
         for name in default.keys() - given.keys():
             raise Refusal(f"~{key}.{name}: can't be removed; allowed: another value".replace("~.", "~"))
         return
-    if default is None:  # of unknown type; the object itself knows
+    if default is None or default == "???":  # of unknown type; the object itself knows
+        if given is None and default:
+            raise Refusal(f"{key}=null: must be given")
         return
     if given is None:
         if not NULLABLE.fullmatch(key):

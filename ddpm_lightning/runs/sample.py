@@ -8,6 +8,7 @@ from ddpm_lightning.runs.modes.interpolate import interpolate
 from ddpm_lightning.runs.modes.reconstruct import reconstruct
 from ddpm_lightning.runs.modes.samples import draw
 from ddpm_lightning.runs.modes.trajectory import trajectory
+from ddpm_lightning.runs.refusal import Failure
 from ddpm_lightning.runs.sampling import open_session, sampling_context
 
 MODES = {
@@ -23,5 +24,8 @@ MODES = {
 def sample(cfg: DictConfig) -> None:
     """Make the pictures of the chosen mode, and say where they are."""
     session = open_session(cfg)
-    with sampling_context(session):
-        print(MODES[cfg.mode](session))
+    try:
+        with sampling_context(session):
+            print(MODES[cfg.mode](session))
+    except OSError as error:  # such as a full disk; what is there is whole, and kept by the same command
+        raise Failure(f"{error.filename or 'output_dir'} can't be written ({error.strerror or error})") from error

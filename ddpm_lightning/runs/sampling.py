@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lightning.checkpoint import Loaded, load_denoiser
-from ddpm_lightning.diffusion.guidance import X0Estimator, steered
+from ddpm_lightning.diffusion.guidance import DynamicThreshold, GuidedDenoiser, X0Estimator, steered
+from ddpm_lightning.diffusion.parameterization import Estimate
 from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.generation import BLOCK, generate
 from ddpm_lightning.images import read_image, to_uint8
@@ -27,6 +28,8 @@ LABELS = 2  # first part of the keys of random labels; see data/resident.py for 
 MOST = 2**31
 STEERING = ("guidance", "guidance_interval", "guidance_rescale", "dynamic_threshold")
 PRECISIONS = ("32-true", "bf16-mixed")
+DEVICES = ("cpu", "cuda", "mps")
+BAR = "{l_bar}{bar}| [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 class Session(NamedTuple):
@@ -40,7 +43,7 @@ class Session(NamedTuple):
 
     @property
     def num_classes(self) -> int | None:
-        return self.loaded.config["model"]["num_classes"]
+        return self.loaded.num_classes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,8 +76,10 @@ def open_session(cfg: DictConfig) -> Session:
     device = cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if str(device).partition(":")[0] not in DEVICES:
+        raise Refusal(f"device={device}: must be auto, or one of {', '.join(DEVICES)}")
     try:
-        loaded = load_denoiser(cfg.ckpt, str(cfg.weights), device)
+        loaded = load_denoiser(str(cfg.ckpt), str(cfg.weights), device)
     except (*MISTAKES, KeyError, RuntimeError, ImportError) as error:
         known = str(error).startswith(("ckpt", "weights"))
         raise Refusal(str(error) if known else f"ckpt={cfg.ckpt} device={device}: {error}") from error
@@ -84,8 +89,6 @@ def open_session(cfg: DictConfig) -> Session:
     check_integer(cfg, "seed", 0, 2**62)
     if cfg.precision not in PRECISIONS:
         raise Refusal(f"precision={cfg.precision}: must be one of {', '.join(PRECISIONS)}")
-    if cfg.guidance and loaded.config["module"].get("label_drop") == 0:
-        raise Refusal(f"guidance={cfg.guidance}: must be 0, as {loaded.path} was trained with module.label_drop=0")
     denoiser = steer(cfg, loaded, cfg.guidance)
     return Session(cfg, loaded, sampler, denoiser, torch.device(device))
 
@@ -96,11 +99,12 @@ def steer(cfg: DictConfig, loaded: Loaded, guidance: float) -> X0Estimator:
     try:
         return steered(
             loaded.denoiser,
-            loaded.config["model"]["num_classes"],
+            loaded.num_classes,
             guidance,
             interval,
             cfg.guidance_rescale,
             threshold,
+            loaded.label_drop,
         )
     except (ValueError, TypeError) as mistake:
         text = str(mistake)
@@ -145,8 +149,7 @@ def plain(value: Any) -> Any:
 
 def generate_uint8(session: Session, seeds: Sequence[int], labels: Sequence[int] | None) -> Iterator[Tensor]:
     """Batches (at most batch_size, C, H, W) uint8 on the CPU, with a progress bar in images per second."""
-    moves = session.sampler.num_steps
-    with tqdm(total=len(seeds), desc="Sampling", unit="image", disable=None) as bar:
+    with progress(len(seeds), session.sampler.num_steps) as bar:
         batches = generate(
             session.denoiser,
             session.sampler,
@@ -155,11 +158,54 @@ def generate_uint8(session: Session, seeds: Sequence[int], labels: Sequence[int]
             labels,
             session.cfg.batch_size,
             session.device,
-            lambda images: bar.update(images / moves),
-            BLOCK,
+            bar.update,
+            block_of(session.device),
         )
         for batch in batches:
             yield to_uint8(batch).cpu()
+
+
+def progress(num_images: int, moves: int) -> tqdm:
+    """A bar in images per second, that is updated by how many images have made a move."""
+    return tqdm(
+        total=num_images * moves, desc="Sampling", unit="image", unit_scale=1 / moves, bar_format=BAR, disable=None
+    )
+
+
+def block_of(device: torch.device) -> int:
+    """What batches are filled up to, for the same bits; there is no such size for a GPU."""
+    return BLOCK if device.type == "cpu" else 1
+
+
+def network_passes(sampler: Sampler, denoiser: X0Estimator) -> int:
+    """How often the network sees an image on its way: found by sending one pixel through, past a network of nothing."""
+    passes = [0]
+
+    class Nothing:
+        schedule = denoiser.schedule
+
+        def __call__(self, x_t: Tensor, t: Any, label: Any = None) -> Tensor:
+            passes[0] += len(x_t)
+            return torch.zeros_like(x_t)
+
+        def estimate(self, x_t: Tensor, t: Any, label: Any = None) -> Estimate:
+            return Estimate(self(x_t, t), torch.zeros_like(x_t))
+
+    guided = denoiser.denoiser if isinstance(denoiser, DynamicThreshold) else denoiser
+    counted: Any = Nothing()
+    if isinstance(guided, GuidedDenoiser):
+        counted = GuidedDenoiser(counted, guided.w, guided.null_label, guided.interval)
+    sampler(counted, torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64))
+    return passes[0]
+
+
+def check_numbers(cfg: DictConfig, key: str, least: float) -> list[Any]:
+    """A list of numbers that is not empty, or Refusal."""
+    given = plain(cfg[key])
+    fine = isinstance(given, list) and given
+    if not fine or any(not isinstance(x, int | float) or isinstance(x, bool) or x < least for x in given):
+        raise Refusal(f"{key}={given}: must be a list of numbers of at least {least:g}")
+    return given
 
 
 def read_images(key: str, paths: Sequence[str], shape: Sequence[int]) -> Tensor:
@@ -189,8 +235,10 @@ def settings(session: Session) -> dict[str, Any]:
 
 def tag(cfg: DictConfig, described: dict[str, Any], *parts: object) -> str:
     """A name for what is described, short and unlike that of anything else: ``ddim-50-1f3a9c``."""
-    name = cfg.sampler._target_.rpartition(".")[2].removesuffix("Sampler").lower()
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    if "sampler" not in described:
+        return "-".join(map(str, (*parts, digest[:6])))
+    name = cfg.sampler._target_.rpartition(".")[2].removesuffix("Sampler").lower()
     return "-".join(map(str, (name, cfg.sampler.num_steps, *parts, digest[:6])))
 
 
@@ -201,7 +249,7 @@ def output_folder(session: Session, described: dict[str, Any]) -> Path:
     """
     cfg = session.cfg
     default = run_folder(session.loaded.path) / "samples" / f"{cfg.mode}-{tag(cfg, described)}"
-    folder = Path(cfg.output_dir).expanduser() if cfg.output_dir else default
+    folder = default if cfg.output_dir is None else Path(str(cfg.output_dir)).expanduser()
     record = folder / "settings.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -119,6 +119,47 @@ def test_guidance_in_an_interval_is_guidance_there_and_none_elsewhere_at_the_pri
     torch.testing.assert_close(limited(x_t, times, labels), each)
 
 
+def test_guidance_holds_where_nothing_is_left_of_the_image():
+    schedule = LinearSchedule(50, zero_terminal_snr=True)
+    plain = TwoGaussians(schedule, 0.04, 0.25)
+    plain.of_all.mean = 0.5  # or both would estimate 0 there
+    x_t, labels = torch.randn(3, 1, 2, 2), torch.zeros(3, dtype=torch.long)
+    for t in (50, torch.full((3,), 50)):
+        guided = GuidedDenoiser(plain, 2.0, NULL)(x_t, t, labels)
+        torch.testing.assert_close(guided, 3 * plain(x_t, t, labels) - 2 * plain(x_t, t, labels + NULL))
+        limited = GuidedDenoiser(plain, 2.0, NULL, interval=[0.1, 5.0])(x_t, t, labels)
+        torch.testing.assert_close(limited, plain(x_t, t, labels))
+
+
+def test_rescaled_guidance_goes_image_by_image():
+    schedule = LinearSchedule()
+
+    class Uneven(TwoGaussians):
+        def __call__(self, x_t, t, label=None):
+            strength = torch.tensor([1.0, 3.0]).repeat(len(x_t) // 2).view(-1, 1, 1, 1)
+            null = (label == NULL).view(-1, 1, 1, 1)
+            return torch.where(null, x_t.flip(-1), strength * x_t)
+
+    plain = Uneven(schedule, 0.04, 0.25)
+    x_t, labels = torch.randn(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
+    rescaled = GuidedDenoiser(plain, 2.0, NULL, rescale=1.0)(x_t, 300, labels)
+    torch.testing.assert_close(rescaled.flatten(1).std(1), plain(x_t, 300, labels).flatten(1).std(1))
+    flat = GuidedDenoiser(lambda x, t, label: torch.zeros_like(x), 2.0, NULL, rescale=1.0)
+    flat.denoiser.__dict__["schedule"] = schedule
+    assert flat(x_t, 300, labels).isfinite().all()
+
+
+def test_a_threshold_limits_estimates_with_a_learned_variance_too():
+    class Wide:
+        def estimate(self, x_t, t, label=None):
+            return Estimate(3 * x_t, x_t)
+
+    x = torch.randn(2, 1, 8, 8)
+    limited = DynamicThreshold(Wide(), 0.9).estimate(x, 5)
+    assert limited.x_0.abs().max() <= 1
+    assert torch.equal(limited.fraction, x)
+
+
 def test_rescaled_guidance_has_the_deviation_of_the_conditional_estimate():
     plain = TwoGaussians(LinearSchedule(), 0.04, 0.25)
     x_t, labels = torch.randn(5, 3, 8, 8), torch.zeros(5, dtype=torch.long)

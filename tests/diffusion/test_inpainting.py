@@ -4,7 +4,7 @@ from conftest import GaussianDenoiser, group_options
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ddpm_lightning.diffusion.forward import diffuse
+from ddpm_lightning.diffusion.forward import diffuse, transition_variance
 from ddpm_lightning.diffusion.samplers.ancestral import AncestralSampler
 from ddpm_lightning.diffusion.samplers.inpainting import Inpainting, renoise
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
@@ -73,11 +73,14 @@ def test_one_attempt_with_nothing_known_is_the_plain_sampler():
 
 def test_noise_put_back_gives_the_marginal_of_the_later_time():
     schedule = LinearSchedule()
-    s, t = 200, 700
+    s, t = 400, 500
     x_0 = torch.full((20_000, 1, 2, 2), 0.7)
     x_t = renoise(diffuse(x_0, torch.randn_like(x_0), schedule(s)), torch.randn_like(x_0), schedule(s), schedule(t))
     assert x_t.mean().item() == pytest.approx(0.7 * schedule(t).alpha.item(), abs=0.01)
     assert x_t.std().item() == pytest.approx(schedule(t).sigma.item(), rel=0.01)
+    x_s = torch.full((20_000, 1, 2, 2), 1.0)
+    alone = renoise(x_s, torch.randn_like(x_s), schedule(s), schedule(t))
+    assert alone.std().item() == pytest.approx(transition_variance(schedule(t), schedule(s)).sqrt().item(), rel=0.02)
 
 
 def test_impossible_settings_are_refused():

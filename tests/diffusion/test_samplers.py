@@ -459,3 +459,12 @@ def test_no_sampler_reads_an_image_back(name):
     x = load(name, num_steps=20)(Empty(), torch.empty(2, 1, 4, 4, device="meta"))
     assert x.device.type == "meta"
     assert x.shape == (2, 1, 4, 4)
+
+
+def test_from_a_time_of_its_own_grid_a_sampler_goes_on_as_from_the_start():
+    schedule, x_T = LinearSchedule(100), torch.randn(2, 1, 4, 4)
+    denoiser, sampler = GaussianDenoiser(schedule, 0.25), DDIMSampler(10)
+    stages = list(sampler.trajectory(denoiser, x_T))
+    later = list(sampler.trajectory(denoiser, stages[3].x_s, start=stages[3].s))
+    assert [stage.s for stage in later] == [stage.s for stage in stages[4:]]
+    torch.testing.assert_close(later[-1].x_s, stages[-1].x_s)

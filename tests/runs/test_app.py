@@ -18,7 +18,7 @@ from ddpm_lightning.checkpoint import load_denoiser
 from ddpm_lightning.diffusion.samplers.unipc import UniPCSampler
 from ddpm_lightning.generation import generate
 from ddpm_lightning.images import grid, to_uint8
-from ddpm_lightning.runs.app import ALL, Studio, find_runs, sampler_names
+from ddpm_lightning.runs.app import ALL, Studio, _opens, find_runs, page, sampler_names
 from ddpm_lightning.runs.refusal import CONF, Refusal
 from ddpm_lightning.runs.train import train
 
@@ -68,6 +68,8 @@ def test_labels_are_those_of_the_model(runs):
         ("conditional", {"num_steps": 500}, r"sampler.num_steps must lie in \[1, 100\]"),
         ("unconditional", {"guidance": 2.0}, "guidance must be 0 for a network without labels"),
         ("conditional", {"num_images": 1000}, r"images=1000: must lie in \[1, 64\]"),
+        ("conditional", {"seed": None}, "steps, guidance, seed and images must have values"),
+        ("conditional", {"label": "cat"}, "label=cat: must be one of all in turn, 0, 1"),
         ("conditional", {"seed": -1}, "seed=-1: must be at least 0"),
         ("none", {}, "ckpt must be a checkpoint file, or a run folder"),
     ],
@@ -78,17 +80,27 @@ def test_what_a_model_can_not_do_is_refused(runs, run, changes, message):
         list(Studio("cpu").draw(str(runs / run), **settings))
 
 
+def test_a_broken_run_does_not_keep_the_others_away(runs, tmp_path):
+    (tmp_path / "bad" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "bad" / "checkpoints" / "last.ckpt").write_bytes(b"broken")
+    assert [_opens(Studio("cpu"), str(run)) for run in (tmp_path / "bad", runs / "conditional")] == [False, True]
+    with pytest.raises(Refusal, match="must have a run whose checkpoint can be read"):
+        page(tmp_path, "cpu")
+    with pytest.raises(Refusal, match="device=abacus: must be one of cpu, cuda, mps"):
+        page(runs, "abacus")
+
+
 def test_all_samplers_of_the_configuration_can_be_chosen():
     assert sampler_names() == ["ancestral", "ddim", "dpm_solver", "heun", "unipc"]
 
 
-def test_without_runs_or_gradio_one_line_says_so(script, tmp_path):
+def test_without_runs_or_gradio_one_line_says_so(runs, script, tmp_path):
     (tmp_path / "gradio.py").write_text("raise ImportError('planted')")
-    for environment, said in (
-        ({}, "must be a folder with runs that have checkpoints"),
-        ({"PYTHONPATH": str(tmp_path)}, "the app needs pip install -e '.[app]'"),
+    for folder, environment, said in (
+        ("nowhere", {}, "must be a folder with runs that have checkpoints"),
+        (str(runs), {"PYTHONPATH": str(tmp_path)}, "the app needs pip install -e '.[app]'"),
     ):
-        done = script("app.py", "nowhere", check=2, **environment)
+        done = script("app.py", folder, check=2, **environment)
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
 

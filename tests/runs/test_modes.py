@@ -38,6 +38,8 @@ def make(configure, run, tmp_path):
 
     def made(mode, *overrides, out="out"):
         quick = (f"ckpt={run}", f"mode={mode}", f"output_dir={tmp_path / out}", "device=cpu")
+        if mode == "interpolate" and not any(o.startswith("label=") for o in overrides):
+            overrides = (*overrides, "label=3")
         sample(configure(*quick, *overrides, command="sample"))
         return tmp_path / out
 
@@ -69,7 +71,6 @@ def drawn(run, seeds, labels, sampler):
 def test_a_trajectory_begins_in_noise_and_ends_in_the_sample(make, run):
     out = make("trajectory", "sampler.num_steps=7", "num_samples=2", "stages=5", "seed=3", "label=4")
     strip = picture(out / "strip.png")
-    rows = CELL + CAPTION_HEIGHT + 0
     assert strip.shape[1] == 5 * CELL + 2
     expected = drawn(run, [3, 4], [4, 4], DDIMSampler(7))
     top = 2 + CAPTION_HEIGHT + 2
@@ -82,7 +83,6 @@ def test_a_trajectory_begins_in_noise_and_ends_in_the_sample(make, run):
         start = strip[top + 2 * i * CELL : top + 2 * i * CELL + 48, 2:50, 0][::6, ::6]
         noise = torch.randn((1, 8, 8), generator=torch.Generator().manual_seed(3 + i))
         assert np.array_equal(start, to_uint8(noise)[0].numpy())
-    assert rows
     with Image.open(out / "film.gif") as gif:
         assert gif.n_frames == 8
         gif.seek(7)
@@ -119,10 +119,45 @@ def test_an_interpolation_begins_and_ends_with_the_samples_of_its_seeds(make, sa
 @pytest.mark.parametrize("t", [None, 40])
 def test_between_two_pictures_the_ends_are_the_pictures(make, digits, t):
     images = f"images=[{digits[0]},{digits[1]}]"
-    out = make("interpolate", images, "frames=5", "sampler.num_steps=8", f"t={'null' if t is None else t}")
+    more = ("frames=5", "sampler.num_steps=8", "label=3", f"t={'null' if t is None else t}")
+    out = make("interpolate", images, *more)
     for frame, path in (("0000", digits[0]), ("0004", digits[1])):
         assert np.array_equal(picture(out / f"frame-{frame}.png"), picture(path))
     assert not np.array_equal(picture(out / "frame-0002.png"), picture(digits[0]))
+
+
+@pytest.mark.parametrize("spacing", ["time", "log_snr"])
+def test_encoded_pictures_come_back_at_both_ends_before_they_are_put_there(configure, run, digits, spacing):
+    from tqdm import tqdm
+
+    from ddpm_lightning.runs.modes.interpolate import _frames
+    from ddpm_lightning.runs.sampling import open_session, read_images
+
+    options = ("label=3", f"sampler.spacing={spacing}", "sampler.num_steps=100")
+    session = open_session(configure(f"ckpt={run}", "mode=interpolate", "device=cpu", *options, command="sample"))
+    ends = read_images("images", digits, session.shape)
+    with torch.no_grad(), tqdm(disable=True) as bar:
+        frames = _frames(session, torch.tensor([0.0, 0.5, 1.0]).double(), torch.tensor([3, 3, 3]), [1, 2], ends, bar)
+    apart = (ends[0] - ends[1]).square().mean().sqrt()
+    for i, end in ((0, ends[0]), (2, ends[1])):
+        assert (frames[i] - end).square().mean().sqrt() < 0.2 * apart
+    assert (frames[1] - frames[0]).square().mean().sqrt() > 0.3 * apart
+
+
+def test_pictures_made_noisy_to_an_early_time_stay_near_them(configure, run, digits):
+    from tqdm import tqdm
+
+    from ddpm_lightning.runs.modes.interpolate import _frames
+    from ddpm_lightning.runs.sampling import open_session, read_images
+
+    session = open_session(
+        configure(f"ckpt={run}", "mode=interpolate", "device=cpu", "t=1", "label=3", command="sample")
+    )
+    ends = read_images("images", digits, session.shape)
+    with torch.no_grad(), tqdm(disable=True) as bar:
+        frames = _frames(session, torch.tensor([0.0, 0.5, 1.0]).double(), torch.tensor([3, 3, 3]), [1, 2], ends, bar)
+    expected = torch.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]])
+    assert (frames - expected).abs().max() < 0.2
 
 
 def test_known_pixels_are_kept_exactly_and_the_others_differ_by_seed(make, digits, tmp_path):
@@ -177,6 +212,8 @@ def test_a_grid_has_a_row_for_each_combination_with_its_time(make, run):
     table = picture(out / "grid.png")
     assert table.shape[:2] == (8 * height, 3 * CELL + 2)
     expected = drawn(run, [0, 1, 2], [0, 1, 2], DDIMSampler(5))
+    strong = table[3 * height + CAPTION_HEIGHT + 2 : 4 * height - 2]
+    assert not np.array_equal(strong, table[2 * height + CAPTION_HEIGHT + 2 : 3 * height - 2])  # with guidance
     row = table[2 * height + CAPTION_HEIGHT + 2 : 3 * height - 2, :, 0][::6]
     for i in range(3):
         found = row[:, 2 + i * CELL : 50 + i * CELL : 6]
@@ -188,6 +225,14 @@ def test_a_grid_has_a_row_for_each_combination_with_its_time(make, run):
     [
         ("trajectory", ["num_samples=100"], r"num_samples=100: must be an integer in \[1, 65\)"),
         ("trajectory", ["stages=1"], r"stages=1: must be an integer in \[2, 101\)"),
+        ("interpolate", ["label=all"], "label=all: must be one class for mode=interpolate"),
+        ("interpolate", ["images=5"], "images=5: must be two pictures"),
+        ("interpolate", ["seeds=[1,99999999999999999999999]"], "seeds=.*must be two integers"),
+        (
+            "interpolate",
+            ["images=[{a},{b}]", "sampler=ancestral", "sampler.num_steps=5"],
+            "sampler: must be ddim with sampler.eta=0 to encode",
+        ),
         ("interpolate", ["seeds=[1]"], r"seeds=\[1\]: must be two integers of at least 0"),
         ("interpolate", ["seeds=[1,-2]"], r"seeds=\[1, -2\]: must be two integers"),
         ("interpolate", ["frames=1"], r"frames=1: must be an integer in \[2, 1001\)"),
@@ -207,9 +252,13 @@ def test_a_grid_has_a_row_for_each_combination_with_its_time(make, run):
         ("reconstruct", ["images={a}", "sampler.eta=0.5"], "sampler: must be ddim with sampler.eta=0"),
         ("reconstruct", ["images={a}", "refinements=-1"], "refinements=-1: must be an integer"),
         ("reconstruct", ["images={empty}"], "images=.*must be a picture, a list of them, or a folder that has some"),
+        ("grid", ["num_steps=[]"], r"num_steps=\[\]: must be a list of numbers of at least 1"),
+        ("grid", ["guidances=[]"], r"guidances=\[\]: must be a list of numbers of at least 0"),
+        ("grid", ["guidances=[[1.0]]"], r"guidances=\[\[1.0\]\]: must be a list of numbers"),
+        ("grid", ["samplers=ddim"], "samplers=ddim: must be a list of some of"),
         ("grid", ["samplers=[ddim,foo]"], r"samplers=\['ddim', 'foo'\]: must be a list of some of ancestral, ddim"),
         ("grid", ["num_steps=[5,500]"], r"num_steps must lie in \[1, 100\].*got 500"),
-        ("grid", ["guidances=[-1.0]"], "guidance must be at least 0, got -1.0"),
+        ("grid", ["guidances=[-1.0]"], r"guidances=\[-1.0\]: must be a list of numbers of at least 0"),
     ],
 )
 def test_what_a_mode_can_not_do_is_refused_and_nothing_is_written(make, digits, tmp_path, mode, overrides, message):
@@ -229,7 +278,11 @@ def test_what_a_mode_can_not_do_is_refused_and_nothing_is_written(make, digits, 
 @pytest.mark.parametrize("mode", ["trajectory", "interpolate", "grid"])
 def test_the_command_makes_the_pictures_too(script, run, tmp_path, mode):
     """By Hydra's own way in."""
-    short = {"trajectory": ["num_samples=1"], "interpolate": ["frames=3"], "grid": ["num_samples=1", "num_steps=[2,3]"]}
+    short = {
+        "trajectory": ["num_samples=1"],
+        "interpolate": ["frames=3", "label=3"],
+        "grid": ["num_samples=1", "num_steps=[2,3]"],
+    }
     script(
         "sample.py",
         f"ckpt={run}",

@@ -19,7 +19,7 @@ from ddpm_lightning.runs.train import train
 # 42 batches of 32 an epoch; 50 steps end in the second
 RUN = (
     *("experiment=smoke", "trainer.max_steps=50", "model.dropout=0.3", "model.time_conditioning=additive"),
-    *("trainer.val_check_interval=15", "callbacks.samples=null", "callbacks.checkpoint=null"),
+    *("trainer.val_check_interval=15", "callbacks.samples=null", "callbacks.checkpoint.keep=0"),
     *("callbacks.checkpoint.every_n_train_steps=20", "callbacks.progress=null", "+trainer.enable_progress_bar=false"),
     *("logger.tensorboard=null", "logger.csv=null", "callbacks.lr=null", "data.horizontal_flip=true"),
     *("lr_schedule=cosine", "trainer.accelerator=cpu"),

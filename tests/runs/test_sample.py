@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_lightning.runs.refusal import Refusal
+from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.sample import sample
 from ddpm_lightning.runs.train import train
 
@@ -63,6 +63,31 @@ def test_two_processes_write_the_same_bytes_as_one(configure, script, runs, tmp_
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 
 
+def test_an_images_bits_do_not_depend_on_its_neighbours():
+    """Of a network with random weights, in floats, which uint8 would hide."""
+    from ddpm_lightning.diffusion.denoiser import Denoiser
+    from ddpm_lightning.diffusion.parameterization import Epsilon
+    from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
+    from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
+    from ddpm_lightning.generation import BLOCK, generate
+    from ddpm_lightning.nn.unet import UNet
+
+    net = UNet(8, 1, base_channels=20, channel_mults=(1, 2), attention_resolutions=(4,), num_classes=10).eval()
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.05)
+    denoiser = Denoiser(net, LinearSchedule(100), Epsilon(), (1, 8, 8))
+
+    def drawn(seeds, batch_size, block):
+        labels = [seed % 10 for seed in seeds]
+        return torch.cat(list(generate(denoiser, DDIMSampler(3), (1, 8, 8), seeds, labels, batch_size, block=block)))
+
+    whole = drawn(range(40), 40, BLOCK)
+    for batch_size in (1, 7, 16, 33):
+        assert torch.equal(drawn(range(40), batch_size, BLOCK), whole), batch_size
+    assert torch.equal(drawn([17], 1, BLOCK), whole[17:18])
+
+
 def test_files_that_are_there_are_kept_and_missing_ones_made(configure, runs, tmp_path, capsys):
     out = tmp_path / "out"
     whole = draw(configure, runs / "conditional", out, "num_samples=6")
@@ -78,10 +103,72 @@ def test_files_that_are_there_are_kept_and_missing_ones_made(configure, runs, tm
         assert (path.stat().st_mtime_ns == changed) == (path != gone)
 
 
-def test_pictures_of_other_settings_are_not_mixed(configure, runs, tmp_path):
+@pytest.mark.parametrize("other", ["guidance=1.0", "guidance_rescale=0.5", "precision=bf16-mixed", "label=3", "ckpt"])
+def test_pictures_of_other_settings_are_not_mixed(configure, runs, tmp_path, other):
     draw(configure, runs / "conditional", tmp_path / "out", "num_samples=1")
+    run, more = ("unconditional", []) if other == "ckpt" else ("conditional", [other])
     with pytest.raises(Refusal, match="output_dir=.*must be another one, as it holds pictures of other settings"):
-        draw(configure, runs / "conditional", tmp_path / "out", "num_samples=1", "guidance=1.0")
+        draw(configure, runs / run, tmp_path / "out", "num_samples=1", *more)
+
+
+def test_a_broken_file_among_the_kept_is_named(configure, runs, tmp_path):
+    draw(configure, runs / "conditional", tmp_path / "out", "num_samples=2")
+    (tmp_path / "out" / "seed-000001.png").write_bytes(b"half a picture")
+    with pytest.raises(Refusal, match=r"output_dir=.*: seed-000001.png there is broken or no such image; remove it"):
+        draw(configure, runs / "conditional", tmp_path / "out", "num_samples=2")
+
+
+def test_a_full_disk_ends_in_one_line(configure, runs, tmp_path, monkeypatch):
+    import errno
+
+    def full(image, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("ddpm_lightning.runs.modes.samples.save_png", full)
+    with pytest.raises(Failure, match=r"seed-000000.png can't be written \(No space left on device\)"):
+        draw(configure, runs / "conditional", tmp_path / "out", "num_samples=1")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_replaced_while_others_load_it_is_noticed(runs, script, tmp_path, configure):
+    """The record names one file; no image of another may stand beside it."""
+    from omegaconf import OmegaConf
+
+    from ddpm_lightning.runs.modes.samples import _draw_share
+
+    cfg = configure(f"ckpt={runs / 'conditional'}", "device=cpu", "sampler.num_steps=2", command="sample")
+    cfg.output_dir = str(tmp_path)
+    with pytest.raises(Failure, match="the checkpoint was replaced meanwhile"):
+        _draw_share(0, OmegaConf.to_container(cfg), [0], str(tmp_path), "another")
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_state_stays_in_float32_when_the_network_runs_in_bf16(configure, runs):
+    from ddpm_lightning.runs.sampling import open_session, sampling_context
+
+    session = open_session(configure(f"ckpt={runs / 'conditional'}", "precision=bf16-mixed", command="sample"))
+    x_T = torch.randn(16, 1, 8, 8)
+    with sampling_context(session):
+        stages = [s.x_s for s in session.sampler.trajectory(session.denoiser, x_T, torch.arange(16) % 10)]
+    for x in stages:
+        assert x.dtype == torch.float32
+        assert not torch.equal(x, x.bfloat16().float())
+
+
+def test_passes_through_the_network_are_counted_with_guidance_where_it_is(configure, runs):
+    from ddpm_lightning.runs.sampling import network_passes, open_session
+
+    def passes(*options):
+        session = open_session(
+            configure(f"ckpt={runs / 'conditional'}", "sampler.num_steps=10", *options, command="sample")
+        )
+        return network_passes(session.sampler, session.denoiser)
+
+    assert passes() == 10
+    assert passes("guidance=1.0") == 20
+    assert passes("guidance=1.0", "dynamic_threshold=0.9") == 20
+    assert passes("sampler=heun") == 19
+    assert 10 < passes("guidance=1.0", "guidance_interval=[0.3,3.0]") < 20
 
 
 def test_an_npz_holds_all_images_with_their_seeds_and_labels(configure, runs, tmp_path):
@@ -176,6 +263,13 @@ def test_the_default_folder_is_named_by_the_settings(configure, runs):
             ["guidance=1.0", "guidance_interval=[3,1]"],
             "guidance_interval must be two numbers, 0 <= low < h",
         ),
+        ("conditional", ["guidance_interval=5"], "guidance_interval must be two numbers, 0 <= low < high, got 5"),
+        ("conditional", ["guidance_interval=[a,b]"], "guidance_interval must be two numbers"),
+        ("conditional", ["guidance_rescale=7.0"], r"guidance_rescale must lie in \[0, 1\], got 7.0"),
+        ("conditional", ["dynamic_threshold=abc"], r"dynamic_threshold must lie in \(0, 1\], got abc"),
+        ("conditional", ["dynamic_threshold=true"], r"dynamic_threshold must lie in \(0, 1\], got True"),
+        ("conditional", ["device=meta"], "device=meta: must be auto, or one of cpu, cuda, mps"),
+        ("conditional", ["devices=100"], r"devices=100: must lie in \[1, "),
         ("conditional", ["guidance=1.0", "guidance_interval=[1]"], "guidance_interval must be two numbers"),
         ("conditional", ["guidance=1.0", "guidance_rescale=2.0"], r"guidance_rescale must lie in \[0, 1\], got 2.0"),
         ("conditional", ["dynamic_threshold=1.5"], r"dynamic_threshold must lie in \(0, 1\], got 1.5"),

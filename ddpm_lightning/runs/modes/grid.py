@@ -14,7 +14,9 @@ from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.sampling import (
     Session,
     check_integer,
+    check_numbers,
     named_sampler,
+    network_passes,
     output_folder,
     plain,
     sampler_names,
@@ -27,9 +29,13 @@ def compare(session: Session) -> str:
     """Write ``grid.png``, a row for each combination, and ``times.csv``; print the times."""
     cfg = session.cfg
     check_integer(cfg, "num_samples", 1, 65)
-    names, steps, guidances = (plain(cfg[key]) for key in ("samplers", "num_steps", "guidances"))
+    names, steps, guidances = (
+        plain(cfg.samplers),
+        check_numbers(cfg, "num_steps", 1),
+        check_numbers(cfg, "guidances", 0),
+    )
     known = sampler_names()
-    if not names or any(name not in known for name in names):
+    if not (isinstance(names, list) and names) or any(name not in known for name in names):
         raise Refusal(f"samplers={names}: must be a list of some of {', '.join(known)}")
     samplers = {(name, n): named_sampler(name, n) for name, n in product(names, steps)}
     for sampler in samplers.values():
@@ -38,6 +44,8 @@ def compare(session: Session) -> str:
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
     labels = session.labels(seeds)
     described = {**settings(session), "label": plain(cfg.label), "seeds": list(seeds)}
+    for ignored in ("sampler", "guidance"):  # in favour of the lists
+        del described[ignored]
     folder = output_folder(session, {**described, "samplers": names, "num_steps": steps, "guidances": guidances})
     rows, table = [], []
     for (name, n), guidance in tqdm(list(product(samplers, guidances)), desc="Combinations", disable=None):
@@ -49,7 +57,7 @@ def compare(session: Session) -> str:
         row = grid(images, len(images)).expand(3, -1, -1)
         strength = f", guidance {guidance}" if guidance else ""
         rows += [caption_strip(f"{name} {n}{strength}: {seconds:.2f} s", row.shape[-1]), row]
-        calls = sampler.num_calls * (2 if guidance else 1)
+        calls = network_passes(sampler, denoiser)
         table.append((name, n, guidance, calls, round(seconds, 3)))
     save_png(torch.cat(rows, dim=1), folder / "grid.png")
     header = ("sampler", "num_steps", "guidance", "network_calls", "seconds")

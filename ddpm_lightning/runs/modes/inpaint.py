@@ -5,13 +5,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_lightning.diffusion.samplers.inpainting import Inpainting
-from ddpm_lightning.generation import BLOCK, generate
+from ddpm_lightning.generation import generate
 from ddpm_lightning.images import grid, save_png, to_uint8
 from ddpm_lightning.runs.refusal import Refusal
-from ddpm_lightning.runs.sampling import Session, check_integer, is_integer, output_folder, plain, read_images, settings
+from ddpm_lightning.runs.sampling import (
+    Session,
+    block_of,
+    check_integer,
+    is_integer,
+    output_folder,
+    plain,
+    progress,
+    read_images,
+    settings,
+)
 
 GREY = 0.0  # in place of what is to be sampled
 
@@ -32,7 +41,7 @@ def inpaint(session: Session) -> str:
     labels = session.labels(seeds)
     described = {**settings(session), "label": plain(cfg.label), "image": str(cfg.image), "mask": plain(cfg.mask)}
     folder = output_folder(session, {**described, "jump": cfg.jump, "resamples": cfg.resamples, "seeds": list(seeds)})
-    with tqdm(total=len(seeds), desc="Sampling", unit="image", disable=None) as bar:
+    with progress(len(seeds), inpainting.num_moves) as bar:
         batches = generate(
             session.denoiser,
             inpainting,
@@ -41,8 +50,8 @@ def inpaint(session: Session) -> str:
             labels,
             cfg.batch_size,
             session.device,
-            lambda images: bar.update(images / inpainting.num_moves),
-            BLOCK,
+            bar.update,
+            block_of(session.device),
         )
         samples = to_uint8(torch.cat(list(batches))).cpu()
     for seed, sample in zip(seeds, samples, strict=True):

@@ -10,7 +10,15 @@ from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
 from ddpm_lightning.diffusion.samplers.inversion import invert
 from ddpm_lightning.images import grid, save_png, to_uint8, to_unit
 from ddpm_lightning.runs.refusal import Refusal
-from ddpm_lightning.runs.sampling import Session, check_integer, output_folder, plain, read_images, settings
+from ddpm_lightning.runs.sampling import (
+    Session,
+    check_integer,
+    output_folder,
+    plain,
+    progress,
+    read_images,
+    settings,
+)
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -35,12 +43,16 @@ def reconstruct(session: Session) -> str:
     steps, spacing = session.sampler.num_steps, session.sampler.spacing
     sampler = DDIMSampler(steps, spacing, clip_x0=False)  # clipping can't be undone
     noises, returned = [], []
-    for start in range(0, len(images), cfg.batch_size):
-        part = images[start : start + cfg.batch_size].to(session.device)
-        label = None if labels is None else torch.tensor(labels[start : start + len(part)], device=session.device)
-        x_T = invert(session.denoiser, part, steps, spacing, label, cfg.refinements)
-        noises.append(x_T.cpu())
-        returned.append(sampler(session.denoiser, x_T, label).cpu())
+    with progress(len(images), 2 * steps) as bar:
+        for start in range(0, len(images), cfg.batch_size):
+            part = images[start : start + cfg.batch_size].to(session.device)
+            label = None if labels is None else torch.tensor(labels[start : start + len(part)], device=session.device)
+            x = invert(session.denoiser, part, steps, spacing, label, cfg.refinements, bar.update)
+            noises.append(x.cpu())
+            for stage in sampler.trajectory(session.denoiser, x, label):
+                x = stage.x_s
+                bar.update(len(x))
+            returned.append(x.cpu())
     noise, back = torch.cat(noises), torch.cat(returned)
     psnr = [
         peak_signal_noise_ratio(to_unit(b)[None], to_unit(a)[None], data_range=1.0).item()

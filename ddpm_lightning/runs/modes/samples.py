@@ -1,5 +1,6 @@
 """mode=samples: a file for each seed, and a grid."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ddpm_lightning.images import grid, save_png
-from ddpm_lightning.runs.refusal import Refusal
+from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.sampling import (
     Session,
     check_integer,
@@ -31,6 +32,9 @@ def draw(session: Session) -> str:
     cfg = session.cfg
     check_integer(cfg, "num_samples", 1)
     check_integer(cfg, "devices", 1)
+    cores = os.cpu_count() or 1
+    if session.device.type == "cpu" and cfg.devices > cores:
+        raise Refusal(f"devices={cfg.devices}: must lie in [1, {cores}], the cores of this machine")
     if session.device.type == "cuda" and cfg.devices > torch.cuda.device_count():
         raise Refusal(f"devices={cfg.devices}: must lie in [1, {torch.cuda.device_count()}], the GPUs of this machine")
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
@@ -41,8 +45,12 @@ def draw(session: Session) -> str:
         draw_files(session, missing, folder)
     elif missing:
         config = OmegaConf.to_container(cfg, resolve=True)
-        spawn(_draw_share, (config, missing, str(folder)), nprocs=cfg.devices)
-    images = torch.stack([_read(path_of(folder, seed)) for seed in seeds])
+        arguments = (config, missing, str(folder), session.loaded.sha256)
+        try:
+            spawn(_draw_share, arguments, nprocs=min(cfg.devices, len(missing)))
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            raise Failure(f"devices={cfg.devices}: one failed ({str(error).strip().splitlines()[-1]})") from error
+    images = torch.stack([_read(path_of(folder, seed), session.shape) for seed in seeds])
     all_classes = labels is not None and cfg.label == "all"
     columns = session.num_classes if all_classes else min(COLUMNS, len(images))
     save_png(grid(images, columns or COLUMNS, session.captions(labels)), folder / "grid.png")
@@ -67,7 +75,7 @@ def draw_files(session: Session, seeds: Sequence[int], folder: Path) -> None:
             done += 1
 
 
-def _draw_share(rank: int, config: dict, seeds: list[int], folder: str) -> None:
+def _draw_share(rank: int, config: dict, seeds: list[int], folder: str, sha256: str) -> None:
     """One of several processes, with every devices-th seed."""
     cfg: DictConfig = OmegaConf.create(config)
     if cfg.device in ("auto", "cuda") and torch.cuda.is_available():
@@ -75,11 +83,19 @@ def _draw_share(rank: int, config: dict, seeds: list[int], folder: str) -> None:
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // cfg.devices))
     session = open_session(cfg)
+    if session.loaded.sha256 != sha256:
+        raise Failure("the checkpoint was replaced meanwhile")
     with sampling_context(session):
         draw_files(session, seeds[rank :: cfg.devices], Path(folder))
 
 
-def _read(path: Path) -> Tensor:
-    """A file's image (C, H, W) uint8."""
-    array = np.array(Image.open(path))
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A file's image (C, H, W) uint8. Raises Refusal for one that we did not write."""
+    try:
+        array = np.array(Image.open(path))
+        image = torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    except (OSError, ValueError, SyntaxError):
+        image = torch.empty(0)
+    if tuple(image.shape) != shape:
+        raise Refusal(f"output_dir={path.parent}: {path.name} there is broken or no such image; remove it")
+    return image
