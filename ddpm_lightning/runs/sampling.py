@@ -1,6 +1,8 @@
 """What all commands that sample share: a checkpoint, a sampler, what steers them, and where the pictures go."""
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from ddpm_lightning.generation import BLOCK, generate
 from ddpm_lightning.images import read_image, to_uint8
 from ddpm_lightning.runs.build import MISTAKES, build
 from ddpm_lightning.runs.check import check_sampler
-from ddpm_lightning.runs.command import write_json
+from ddpm_lightning.runs.command import write_json, write_text
 from ddpm_lightning.runs.refusal import CONF, Refusal
 
 LABELS = 2  # first part of the keys of random labels; see data/resident.py for the others
@@ -175,6 +177,13 @@ def progress(num_images: int, moves: int) -> tqdm:
 def block_of(device: torch.device) -> int:
     """What batches are filled up to, for the same bits; there is no such size for a GPU."""
     return BLOCK if device.type == "cpu" else 1
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a table whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(path, text.getvalue())
 
 
 def network_passes(sampler: Sampler, denoiser: X0Estimator) -> int:

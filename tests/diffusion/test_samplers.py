@@ -468,3 +468,12 @@ def test_from_a_time_of_its_own_grid_a_sampler_goes_on_as_from_the_start():
     later = list(sampler.trajectory(denoiser, stages[3].x_s, start=stages[3].s))
     assert [stage.s for stage in later] == [stage.s for stage in stages[4:]]
     torch.testing.assert_close(later[-1].x_s, stages[-1].x_s)
+
+
+def test_a_first_move_is_never_much_shorter_than_those_that_follow():
+    schedule, x = LinearSchedule(100), torch.randn(2, 1, 4, 4)
+    denoiser, sampler = GaussianDenoiser(schedule, 0.25), DDIMSampler(10)
+    grid = [stage.s for stage in sampler.trajectory(denoiser, x)]
+    for start in (grid[3] + 1, grid[3] + 8):
+        moves = [stage.s for stage in sampler.trajectory(denoiser, x, start=start)]
+        assert moves == (grid[4:] if start == grid[3] + 1 else grid[3:])

@@ -81,6 +81,9 @@ class Sampler(ABC):
         times = visited_times(denoiser.schedule, self.num_steps, self.spacing)
         if start is not None:
             times = [start, *(t for t in times if t < start)]
+            # so short a first move would mislead those that extrapolate from it
+            if len(times) > 2 and 2 * (start - times[1]) < times[1] - times[2]:
+                del times[1]
         x, memory = x_T, None
         for i, (t, s) in enumerate(pairwise(times), start=1):
             x, memory = self.step(denoiser, x, t, s, label, memory, randn_like)

@@ -1,6 +1,5 @@
 """mode=grid: the same seeds by several samplers, to choose one by eye."""
 
-import csv
 import time
 from itertools import product
 
@@ -22,6 +21,7 @@ from ddpm_lightning.runs.sampling import (
     sampler_names,
     settings,
     steer,
+    write_csv,
 )
 
 
@@ -61,8 +61,7 @@ def compare(session: Session) -> str:
         table.append((name, n, guidance, calls, round(seconds, 3)))
     save_png(torch.cat(rows, dim=1), folder / "grid.png")
     header = ("sampler", "num_steps", "guidance", "network_calls", "seconds")
-    with open(folder / "times.csv", "w", newline="") as file:
-        csv.writer(file).writerows([header, *table])
+    write_csv(folder / "times.csv", header, table)
     for line in (header, *table):
         print("  ".join(str(cell).ljust(13) for cell in line).rstrip())
     return f"{folder / 'grid.png'}: a row for each of {len(table)} combinations"

@@ -1,6 +1,5 @@
 """mode=reconstruct: pictures encoded into noise, and back."""
 
-import csv
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from ddpm_lightning.runs.sampling import (
     progress,
     read_images,
     settings,
+    write_csv,
 )
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -58,10 +58,11 @@ def reconstruct(session: Session) -> str:
         peak_signal_noise_ratio(to_unit(b)[None], to_unit(a)[None], data_range=1.0).item()
         for a, b in zip(images, back, strict=True)
     ]
-    with open(folder / "psnr.csv", "w", newline="") as file:
-        csv.writer(file).writerows(
-            [("image", "psnr"), *((path.name, f"{p:.3f}") for path, p in zip(paths, psnr, strict=True))]
-        )
+    write_csv(
+        folder / "psnr.csv",
+        ("image", "psnr"),
+        [(path.name, f"{p:.3f}") for path, p in zip(paths, psnr, strict=True)],
+    )
     rows = torch.cat([to_uint8(images), to_uint8(noise / 3), to_uint8(back)])
     save_png(grid(rows, len(images)), folder / "grid.png")
     for path, p in zip(paths, psnr, strict=True):

@@ -1,6 +1,7 @@
 """mode=samples: a file for each seed, and a grid."""
 
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def draw(session: Session) -> str:
     save_png(grid(images, columns or COLUMNS, session.captions(labels)), folder / "grid.png")
     if cfg.npz:
         given = np.array(labels or [], dtype=np.int64)
-        np.savez_compressed(folder / "images.npz", images=images.movedim(1, -1).numpy(), seeds=seeds, labels=given)
+        part = folder / f".images.{os.getpid()}.npz"
+        np.savez_compressed(part, images=images.movedim(1, -1).numpy(), seeds=seeds, labels=given)
+        os.replace(part, folder / "images.npz")
     kept = f", {len(seeds) - len(missing)} of them kept" if len(missing) < len(seeds) else ""
     return f"{len(seeds)} images{kept} in {folder}, all of them in {folder / 'grid.png'}"
 
@@ -77,6 +80,7 @@ def draw_files(session: Session, seeds: Sequence[int], folder: Path) -> None:
 
 def _draw_share(rank: int, config: dict, seeds: list[int], folder: str, sha256: str) -> None:
     """One of several processes, with every devices-th seed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the first process to report
     cfg: DictConfig = OmegaConf.create(config)
     if cfg.device in ("auto", "cuda") and torch.cuda.is_available():
         cfg.device = f"cuda:{rank}"
