@@ -38,12 +38,19 @@ def make(configure, run, tmp_path):
 
     def made(mode, *overrides, out="out"):
         quick = (f"ckpt={run}", f"mode={mode}", f"output_dir={tmp_path / out}", "device=cpu")
-        if mode == "interpolate" and not any(o.startswith("label=") for o in overrides):
-            overrides = (*overrides, "label=3")
         sample(configure(*quick, *overrides, command="sample"))
         return tmp_path / out
 
     return made
+
+
+def test_without_a_label_all_frames_have_that_of_the_first_seed(make, capsys):
+    quick = ("sampler.num_steps=5", "frames=16")
+    out = make("interpolate", *quick, "seeds=[13,4]")
+    assert "16 frames of label 3 in" in capsys.readouterr().out
+    given = make("interpolate", *quick, "seeds=[13,4]", "label=3", out="given")
+    for i in range(16):
+        assert (out / f"frame-{i:04d}.png").read_bytes() == (given / f"frame-{i:04d}.png").read_bytes()
 
 
 def picture(path):
@@ -225,7 +232,6 @@ def test_a_grid_has_a_row_for_each_combination_with_its_time(make, run):
     [
         ("trajectory", ["num_samples=100"], r"num_samples=100: must be an integer in \[1, 65\)"),
         ("trajectory", ["stages=1"], r"stages=1: must be an integer in \[2, 101\)"),
-        ("interpolate", ["label=all"], "label=all: must be one class for mode=interpolate"),
         ("interpolate", ["images=5"], "images=5: must be two pictures"),
         ("interpolate", ["seeds=[1,99999999999999999999999]"], "seeds=.*must be two integers"),
         (
@@ -280,7 +286,7 @@ def test_the_command_makes_the_pictures_too(script, run, tmp_path, mode):
     """By Hydra's own way in."""
     short = {
         "trajectory": ["num_samples=1"],
-        "interpolate": ["frames=3", "label=3"],
+        "interpolate": ["frames=3"],
         "grid": ["num_samples=1", "num_steps=[2,3]"],
     }
     script(

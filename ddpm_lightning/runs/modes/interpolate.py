@@ -39,13 +39,11 @@ def interpolate(session: Session) -> str:
     T = session.loaded.denoiser.schedule.num_steps
     if cfg.t is not None and (images is None or not (is_integer(cfg.t) and 1 <= cfg.t <= T)):
         raise Refusal(f"t={cfg.t}: must be null, or with images an integer in [1, {T}]")
-    if session.num_classes is not None and not is_integer(plain(cfg.label)):
-        raise Refusal(f"label={plain(cfg.label)}: must be one class for mode=interpolate")
     encoded = images is not None and cfg.t is None
     if encoded and (not isinstance(session.sampler, DDIMSampler) or session.sampler.eta):
         raise Refusal("sampler: must be ddim with sampler.eta=0 to encode images, as no other can be undone; or give t")
     ends = None if images is None else read_images("images", images, session.shape).to(session.device)
-    label = session.labels([cfg.seed])
+    label = session.labels([cfg.seed if seeds is None or images is not None else seeds[0]])  # one for all frames
     described = {**settings(session), "label": plain(cfg.label), "seed": cfg.seed, "frames": cfg.frames}
     folder = output_folder(session, {**described, "seeds": seeds, "images": images, "t": cfg.t})
     frames = []
@@ -61,7 +59,8 @@ def interpolate(session: Session) -> str:
     save_png(grid(pictures, min(COLUMNS, len(pictures))), folder / "grid.png")
     there = [grid(picture[None], 1) for picture in pictures]
     save_gif([*there, *there[-2:0:-1]], folder / "film.gif", SECONDS)
-    return f"{len(pictures)} frames in {folder}, as {folder / 'grid.png'} and {folder / 'film.gif'}"
+    of = "" if label is None else f" of label {(session.captions(label) or label)[0]}"
+    return f"{len(pictures)} frames{of} in {folder}, as {folder / 'grid.png'} and {folder / 'film.gif'}"
 
 
 def _frames(
