@@ -187,8 +187,8 @@ def one_line(figures: dict[str, float], p: dict[str, Any]) -> str:
     first = next(iter(figures.items()))
     averaged = p["weights"] if p["weights"] == "raw" else f"ema {p['weights']}"
     named = ("guidance_interval", "guidance_rescale", "dynamic_threshold")
-    options = [f"{key}={p[key]}" for key in named if p[key]]
-    options += [p["precision"]] if p["precision"] != "32-true" else []
+    options = [f"{key}={p[key]}" for key in named if p.get(key)]  # files of older versions have none of these
+    options += [p["precision"]] if p.get("precision", "32-true") != "32-true" else []
     last_seed = p["seed"] + p["num_samples"] - 1
     return " | ".join(
         [
