@@ -71,6 +71,11 @@ class Loaded(NamedTuple):
         return self.config["module"].get("label_drop")
 
 
+def best_device() -> str:
+    """The kind of accelerator that is here, or "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """A file as it is; of a run folder the last checkpoint. Raises FileNotFoundError."""
     path = Path(path)

@@ -76,3 +76,10 @@ def film(
             yield denoiser.schedule.num_steps, x_T, watched.x_0
         on_move(len(seeds))
         yield stage.s, stage.x_s, watched.x_0
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most that many indices below ``count``, evenly spread, the first and the last among them."""
+    if count <= wanted:
+        return list(range(count))
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]

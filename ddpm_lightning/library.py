@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_lightning.checkpoint import Loaded, load_denoiser
+from ddpm_lightning.checkpoint import Loaded, best_device, load_denoiser
 from ddpm_lightning.diffusion.guidance import steered
 from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
@@ -22,7 +22,7 @@ def load(path: str | Path, weights: str = "ema", device: torch.device | str | No
     project did not write, or that lacks the weights. No code from the file is run.
     """
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = best_device()
     return load_denoiser(path, weights, device)
 
 

@@ -160,8 +160,7 @@ class DiffusionModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        plugin = self.trainer.precision_plugin
-        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+        scaled = has_scaler(self.trainer)
         if not (scaled and optimizer.param_groups[0].get("fused")):  # which unscales within its step
             self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
             self.log("train/grad_norm", self.grad_norm)
@@ -173,6 +172,12 @@ class DiffusionModule(L.LightningModule):
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         else:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.grad_norm)
+
+
+def has_scaler(trainer: Any) -> bool:
+    """Whether a gradient scaler finds gradients that aren't finite, leaves out their steps, and scales less after."""
+    plugin = trainer.precision_plugin
+    return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
 
 def total_steps(trainer: Any) -> int | None:

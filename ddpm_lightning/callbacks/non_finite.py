@@ -4,10 +4,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from ddpm_lightning.callbacks.loss_by_time import QUARTERS, quarter_of
+from ddpm_lightning.module import has_scaler
 
 ON_NAN = ("stop", "skip")
 MOST_SKIPPED = 10  # in a row, before a run counts as lost
@@ -21,8 +21,8 @@ class NonFinite(L.Callback):
     """``on_nan`` "stop" ends the run at a loss or gradient that is not finite, before any checkpoint is written.
 
     "skip" leaves out the optimizer step instead, up to ten in a row, which reads the gradient's norm at each step; with
-    16-mixed precision the scaler does so itself, without a word. On a GPU,
-    "stop" looks when the loggers are due and before each checkpoint, so that no step waits for the host.
+    16-mixed precision the scaler does so itself, without a word. On a GPU, "stop" looks when the loggers are due and
+    before each checkpoint, so that no step waits for the host.
     """
 
     def __init__(self, on_nan: str = "stop") -> None:
@@ -34,7 +34,7 @@ class NonFinite(L.Callback):
         self.bad: Tensor | None = None
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        if self.on_nan == "stop" or _has_scaler(trainer):
+        if self.on_nan == "stop" or has_scaler(trainer):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if torch.nn.utils.get_total_norm(gradients).isfinite():  # the same on all ranks
@@ -56,7 +56,7 @@ class NonFinite(L.Callback):
             self.bad = torch.zeros(QUARTERS + 2, dtype=torch.int64, device=losses.device)
         found = torch.zeros_like(self.bad)
         found.index_add_(0, quarter_of(t, pl_module), (~losses.isfinite()).long())
-        if not _has_scaler(trainer):
+        if not has_scaler(trainer):
             found[QUARTERS] = ~pl_module.grad_norm.isfinite()
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         step = trainer.global_step + (0 if stepped else 1)
@@ -80,9 +80,3 @@ class NonFinite(L.Callback):
         where = ", ".join(str(q) for q, count in enumerate(quarters, start=1) if count)
         what = f"the loss is not finite, in quarter {where} of T" if where else "the gradient is not finite"
         raise NotFinite(f"stopped at step {step or trainer.global_step}: {what}")
-
-
-def _has_scaler(trainer: Any) -> bool:
-    """Whether a gradient scaler finds such gradients itself, leaves out their steps, and scales less from then on."""
-    plugin = trainer.precision_plugin
-    return isinstance(plugin, MixedPrecision) and plugin.scaler is not None

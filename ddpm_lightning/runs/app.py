@@ -9,7 +9,7 @@ import torch
 
 from ddpm_lightning.checkpoint import Loaded, find_checkpoint, load_denoiser
 from ddpm_lightning.diffusion.guidance import steered
-from ddpm_lightning.generation import film
+from ddpm_lightning.generation import film, spread
 from ddpm_lightning.images import grid, save_gif, to_uint8
 from ddpm_lightning.runs.check import check_sampler
 from ddpm_lightning.runs.refusal import Refusal
@@ -85,8 +85,7 @@ class Studio:
             frames.append(grid(to_uint8(x).cpu(), columns))
             yield _picture(frames[-1]), None, f"step {i} of {made.num_steps}"
         path = Path(tempfile.mkdtemp(prefix="ddpm-")) / "film.gif"
-        kept = [frames[round(i * (len(frames) - 1) / (MOST_FRAMES - 1))] for i in range(MOST_FRAMES)]
-        save_gif(frames if len(frames) <= MOST_FRAMES else kept, path, SECONDS)
+        save_gif([frames[i] for i in spread(len(frames), MOST_FRAMES)], path, SECONDS)
         yield _picture(frames[-1]), str(path), f"{len(seeds)} images, {made.num_calls} network calls"
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lightning.checkpoint import Loaded, load_denoiser
+from ddpm_lightning.checkpoint import Loaded, best_device, load_denoiser
 from ddpm_lightning.diffusion.guidance import DynamicThreshold, GuidedDenoiser, X0Estimator, steered
 from ddpm_lightning.diffusion.parameterization import Estimate
 from ddpm_lightning.diffusion.samplers.base import Sampler
@@ -75,9 +75,7 @@ class Session(NamedTuple):
 
 def open_session(cfg: DictConfig) -> Session:
     """Load what the command names, and find it to fit together. Raises Refusal."""
-    device = cfg.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = best_device() if cfg.device == "auto" else cfg.device
     if str(device).partition(":")[0] not in DEVICES:
         raise Refusal(f"device={device}: must be auto, or one of {', '.join(DEVICES)}")
     try:

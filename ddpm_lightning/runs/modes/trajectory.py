@@ -3,7 +3,7 @@
 import torch
 from tqdm import tqdm
 
-from ddpm_lightning.generation import film
+from ddpm_lightning.generation import film, spread
 from ddpm_lightning.images import grid, save_gif, save_png, to_uint8
 from ddpm_lightning.runs.sampling import Session, check_integer, output_folder, plain, settings
 
@@ -29,19 +29,12 @@ def trajectory(session: Session) -> str:
             times.append(s)
             states.append(to_uint8(x_s).cpu())
             estimates.append(to_uint8(x_0).cpu())
-    shown = _spread(len(times), cfg.stages)
+    shown = spread(len(times), cfg.stages)
     # (images, 2, stages, C, H, W)
     table = torch.stack([torch.stack([rows[i] for i in shown], dim=1) for rows in (states, estimates)], dim=1)
     captions = [f"t={times[i]}" for i in shown] * (2 * len(seeds))
     save_png(grid(table.flatten(0, 2), len(shown), captions), folder / "strip.png")
     # side by side: the state, and the estimate
-    frames = [grid(torch.cat([states[i], estimates[i]]), len(seeds)) for i in _spread(len(times), MOST_FRAMES)]
+    frames = [grid(torch.cat([states[i], estimates[i]]), len(seeds)) for i in spread(len(times), MOST_FRAMES)]
     save_gif(frames, folder / "film.gif", SECONDS)
     return f"{folder / 'strip.png'} and {folder / 'film.gif'}: states above, estimates of x_0 below"
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most that many indices below ``count``, evenly spread, the first and the last among them."""
-    if count <= wanted:
-        return list(range(count))
-    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
