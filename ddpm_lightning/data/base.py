@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import lightning as L
@@ -31,6 +31,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     """
 
     needs_root = True  # whether there are files below root
+    crop = "none"  # what is cut from the set's own images
 
     def __init__(
         self,
@@ -104,6 +105,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         chosen = torch.arange(self.overfit) * len(images) // self.overfit
         return LabelledImages(images[chosen], labels[chosen])
 
+    def file_format(self, split: Split) -> str:
+        """In what its images were stored: "array" for bytes as they are, or the endings of their files."""
+        return "array"
+
     def fingerprint(self, split: Split) -> str:
         """sha256 over a split's very pixels and labels, as training sees them before flips."""
         images, labels = self.split(split)
@@ -154,12 +159,17 @@ class PackedDataModule(ImageDataModule):
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error}")
         self.cache = Path(cache).expanduser() if cache else self.root / ".packed"
+        self.crop = crop
         self.preprocessing = Preprocessing(self.image_shape, crop)
         self.on_error = on_error
 
     @abstractmethod
     def sources(self, split: Split) -> tuple[list[Source], list[int]]:
         """The split's images in a fixed order, and their labels: all 0 where there are no classes."""
+
+    def file_format(self, split: Split) -> str:
+        endings = {PurePath(str(source)).suffix.lower()[1:].replace("jpg", "jpeg") for source in self.sources(split)[0]}
+        return "+".join(sorted(endings - {""})) or "array"
 
     def load(self, split: Split) -> LabelledImages:
         sources, labels = self.sources(split)

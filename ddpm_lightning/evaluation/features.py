@@ -17,10 +17,12 @@ INCEPTION_FILE = URL_INCEPTION_V3.rpartition("/")[2]
 
 
 class Extracted(NamedTuple):
-    """Features (N, D) and class logits (N, K), float32."""
+    """Features (N, D) and class logits (N, K), float32, or None where an extractor has none; and the labels (N,) int64
+    that a classifier of the training split gives, or None."""
 
     features: Tensor
-    logits: Tensor
+    logits: Tensor | None = None
+    predicted: Tensor | None = None
 
 
 class Features(Protocol):
@@ -38,10 +40,6 @@ class Features(Protocol):
 
     def to(self, device: torch.device) -> None:
         """Do the work on a device, if it can be done there."""
-        ...
-
-    def classify(self, images: Tensor) -> Tensor | None:
-        """Labels (B,) that a classifier of the training split gives, or None if the extractor knows no classes."""
         ...
 
 
@@ -94,9 +92,6 @@ class Inception:
             features, logits = self.extractor(images.expand(-1, 3, -1, -1).contiguous().to(device))
         return Extracted(features.cpu(), logits.cpu())
 
-    def classify(self, images: Tensor) -> None:
-        return None
-
 
 class Classifier:
     """Two classifiers trained on the training split: an MLP, whose last hidden layer gives 32 features, and an SVM.
@@ -138,12 +133,29 @@ class Classifier:
         ]
         for weight, bias in layers:
             hidden = torch.relu(hidden @ weight + bias)
-        return Extracted(hidden.float(), (hidden @ last[0] + last[1]).float())
-
-    def classify(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self.svm.predict(self._pixels(images, 0, 16)))
+        predicted = torch.from_numpy(self.svm.predict(self._pixels(images, 0, 16)))
+        return Extracted(hidden.float(), (hidden @ last[0] + last[1]).float(), predicted)
 
     @staticmethod
     def _pixels(images: Tensor, low: float, high: float) -> np.ndarray:
         """uint8 (N, C, H, W) -> float64 (N, C H W) in [low, high]."""
         return images.flatten(1).double().mul((high - low) / 255).add(low).numpy()
+
+
+class Pixels:
+    """The pixels themselves, in [-1, 1]: no learned features, so distances are of colours and places alone."""
+
+    MOST = 4096  # values of an image: the distance takes time with their cube
+
+    def __init__(self) -> None:
+        self.protocol: dict[str, Any] = {"name": "pixels", "layer": "in [-1, 1]", "sha256": ""}
+
+    def fit(self, images: Tensor, labels: Tensor) -> None:
+        if images[0].numel() > self.MOST:
+            raise ValueError(f"features must be others for images of more than {self.MOST} values, got pixels")
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to compute."""
+
+    def __call__(self, images: Tensor) -> Extracted:
+        return Extracted(images.flatten(1).float().cpu() / 127.5 - 1)

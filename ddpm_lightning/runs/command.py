@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -118,6 +119,7 @@ def run(main: Callable[[], Any]) -> None:
     wants_traceback = _wants_traceback()
     os.environ["DDPM_FULL_ERROR"] = "1" if wants_traceback else "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print
+    warnings.showwarning = _show_warning  # not formatwarning, which Lightning sets anew
     handed = os.environ.get(JOB_VARIABLE)
     if handed and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         # started by Lightning for one job of a sweep; Hydra would run the sweep again
@@ -142,6 +144,11 @@ def run(main: Callable[[], Any]) -> None:
 
 def _wants_traceback() -> bool:
     return os.environ.get("DDPM_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) not in ("", "0")
+
+
+def _show_warning(message: Any, *where: Any, **more: Any) -> None:
+    """What is worth a warning, without the line of code that thought so."""
+    _say(f"warning: {message}")
 
 
 def _say(line: str) -> None:

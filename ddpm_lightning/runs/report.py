@@ -150,12 +150,11 @@ def _evaluation(run: Run) -> str:
     files = sorted((run.folder / "evaluation").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not files:
         return f"{title}None yet: `python scripts/evaluate.py ckpt={run.folder}`."
-    from ddpm_lightning.runs.evaluate import one_line  # imports all that evaluation takes
-
     record = read_json(files[-1])
     figures = [(name, f"{value:.4f}") for name, value in record["metrics"].items()]
+    line = f"```\n{record['line']}\n```\n\n" if "line" in record else ""  # older files have none
     return (
-        f"{title}{_table(('figure', ''), figures)}\n\n```\n{one_line(record['metrics'], record['protocol'])}\n```\n\n"
+        f"{title}{_table(('figure', ''), figures)}\n\n{line}"
         f"From `evaluation/{files[-1].name}`, the newest of {len(files)}."
     )
 

@@ -147,9 +147,11 @@ def plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def generate_uint8(session: Session, seeds: Sequence[int], labels: Sequence[int] | None) -> Iterator[Tensor]:
+def generate_uint8(
+    session: Session, seeds: Sequence[int], labels: Sequence[int] | None, quiet: bool = False
+) -> Iterator[Tensor]:
     """Batches (at most batch_size, C, H, W) uint8 on the CPU, with a progress bar in images per second."""
-    with progress(len(seeds), session.sampler.num_steps) as bar:
+    with progress(len(seeds), session.sampler.num_steps, quiet) as bar:
         batches = generate(
             session.denoiser,
             session.sampler,
@@ -165,11 +167,10 @@ def generate_uint8(session: Session, seeds: Sequence[int], labels: Sequence[int]
             yield to_uint8(batch).cpu()
 
 
-def progress(num_images: int, moves: int) -> tqdm:
-    """A bar in images per second, that is updated by how many images have made a move."""
-    return tqdm(
-        total=num_images * moves, desc="Sampling", unit="image", unit_scale=1 / moves, bar_format=BAR, disable=None
-    )
+def progress(num_images: int, moves: int, quiet: bool = False) -> tqdm:
+    """A bar in images per second, that is updated by how many images have made a move; none where no one looks."""
+    total, scale = num_images * moves, 1 / moves
+    return tqdm(total=total, desc="Sampling", unit="image", unit_scale=scale, bar_format=BAR, disable=quiet or None)
 
 
 def block_of(device: torch.device) -> int:
@@ -240,13 +241,13 @@ def settings(session: Session) -> dict[str, Any]:
     }
 
 
-def tag(cfg: DictConfig, described: dict[str, Any], *parts: object) -> str:
+def tag(described: dict[str, Any], *parts: object) -> str:
     """A name for what is described, short and unlike that of anything else: ``ddim-50-1f3a9c``."""
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     if "sampler" not in described:
         return "-".join(map(str, (*parts, digest[:6])))
-    name = cfg.sampler._target_.rpartition(".")[2].removesuffix("Sampler").lower()
-    return "-".join(map(str, (name, cfg.sampler.num_steps, *parts, digest[:6])))
+    name = described["sampler"]["_target_"].rpartition(".")[2].removesuffix("Sampler").lower()
+    return "-".join(map(str, (name, described["sampler"]["num_steps"], *parts, digest[:6])))
 
 
 def output_folder(session: Session, described: dict[str, Any]) -> Path:
@@ -255,7 +256,7 @@ def output_folder(session: Session, described: dict[str, Any]) -> Path:
     Raises Refusal if it can't be written, or holds pictures of other settings.
     """
     cfg = session.cfg
-    default = run_folder(session.loaded.path) / "samples" / f"{cfg.mode}-{tag(cfg, described)}"
+    default = run_folder(session.loaded.path) / "samples" / f"{cfg.mode}-{tag(described)}"
     folder = default if cfg.output_dir is None else Path(str(cfg.output_dir)).expanduser()
     record = folder / "settings.json"
     try:

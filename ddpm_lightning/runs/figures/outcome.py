@@ -1,0 +1,72 @@
+"""What an evaluation found: printed as a table, written as JSON, and told to a sweep."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from ddpm_lightning.runs.command import write_json
+from ddpm_lightning.runs.refusal import Failure
+from ddpm_lightning.runs.sampling import write_csv
+from ddpm_lightning.runs.sweep import RESULT
+
+
+@dataclass
+class Outcome:
+    """Figures, the first of which counts; the protocol, in full, as one line, and as the command to run again.
+
+    ``spread`` has deviation and least value of figures that are means over several sets of samples. ``also`` is what a
+    sweep tells beside the figures. A table is a list of rows, its head first.
+    """
+
+    figures: dict[str, float]
+    line: str
+    protocol: dict[str, Any]
+    again: str | None = None
+    spread: dict[str, dict[str, Any]] = field(default_factory=dict)
+    also: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+
+
+def publish(outcome: Outcome, path: Path) -> float:
+    """Print all, and write ``path`` and a CSV file for each table beside it. Returns the first figure.
+
+    Figures of the very same protocol that are in the file already, of other metrics, stay there. Raises Failure if the
+    files can't be written.
+    """
+    for rows in outcome.tables.values():
+        print("  ".join(f"{cell!s:<12}" for cell in rows[0]).rstrip())
+        for row in rows[1:]:
+            print("  ".join(f"{f'{cell:.4f}' if isinstance(cell, float) else cell!s:<12}" for cell in row).rstrip())
+    for name, value in outcome.figures.items():
+        spread = outcome.spread.get(name)
+        print(f"{name:<18}{value:.4f}" + (f"  +- {spread['std']:.4f}, least {spread['min']:.4f}" if spread else ""))
+    record: dict[str, Any] = {"metrics": {**_earlier(path, outcome.protocol), **outcome.figures}, "line": outcome.line}
+    record |= {"again": outcome.again, "spread": outcome.spread, **outcome.also, "protocol": outcome.protocol}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        for name, (head, *rows) in outcome.tables.items():
+            write_csv(path.with_name(f"{path.stem}-{name}.csv"), head, rows)
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            found = {"metrics": outcome.figures, **outcome.also}
+            write_json(Path(HydraConfig.get().runtime.output_dir) / RESULT, found)
+    except OSError as error:
+        raise Failure(f"{path} can't be written ({error.strerror or error})") from error
+    print(outcome.line)
+    if outcome.again:
+        print(f"again: {outcome.again}")
+    print(path)
+    return next(iter(outcome.figures.values()))
+
+
+def _earlier(path: Path, protocol: dict[str, Any]) -> dict[str, float]:
+    """Figures that are there of the very same protocol, from an evaluation with other metrics."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record["metrics"] if record["protocol"] == json.loads(json.dumps(protocol)) else {}

@@ -1,0 +1,117 @@
+"""What stands beside a figure: all it takes to get it again, as plain values, as one line, and as a command."""
+
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from ddpm_lightning.evaluation.features import Features
+from ddpm_lightning.runs.figures.sides import Samples, Side
+from ddpm_lightning.runs.sampling import STEERING, Session, network_passes, plain
+
+VERSIONS = ("torch-fidelity", "torch", "scikit-learn", "ddpm-lightning")
+NAMES = {"is": "IS", "fid": "FD", "kid": "KD"}  # FID and KID are those in Inception's features
+
+
+def of_model(session: Session) -> dict[str, Any]:
+    """What is known of a checkpoint, and of the way from it to images, beside what shapes these."""
+    loaded = session.loaded
+    return {
+        "training_seed": loaded.config.get("seed"),
+        "images_seen": loaded.images_seen,
+        "T": loaded.denoiser.schedule.num_steps,
+        "network_calls": network_passes(session.sampler, session.denoiser),
+    }
+
+
+def compared(
+    generated: Side, ranges: list[list[int]], reference: dict[str, Any], features: Features, batch: dict[str, Any]
+) -> dict[str, Any]:
+    """The protocol of a comparison in features; ``ranges`` are the first and last index of each set of images."""
+    model = of_model(generated.session) if isinstance(generated, Samples) else {}
+    return {
+        "generated": generated.described,
+        **model,
+        "reference": reference,
+        "features": features.protocol,
+        "versions": {name: version(name) for name in VERSIONS},
+        "quantisation": "uint8, rounded",
+        "ranges": ranges,
+        **batch,
+    }
+
+
+def model_words(generated: dict[str, Any], p: dict[str, Any]) -> list[str]:
+    """A checkpoint and its sampler, as they stand in the line."""
+    sampler, checkpoint, weights = generated["sampler"], generated["checkpoint"], generated["weights"]
+    extra = " ".join(f"{key}={value}" for key, value in sampler.items() if key not in ("_target_", "num_steps"))
+    averaged = "raw weights" if weights == "raw" else f"EMA {weights}"
+    options = [f"{key}={generated[key]}" for key in STEERING[1:] if generated[key]]
+    options += [generated["precision"]] if generated["precision"] != "32-true" else []
+    return [
+        f"{checkpoint['run']} sha256 {checkpoint['sha256'][:8]} {averaged} @{short(generated['step'])}"
+        f" ({p['images_seen'] / 1e6:.4g}M images)",
+        f"{sampler['_target_'].rpartition('.')[2]} {sampler['num_steps']} {extra} T={p['T']} NFE {p['network_calls']}",
+        " ".join([f"cond w={generated['guidance']}" if generated["labels"] else "uncond", *options]),
+    ]
+
+
+def line(figure: str, p: dict[str, Any]) -> str:
+    """The protocol in one line, beside its first figure."""
+    generated, reference, features, versions = p["generated"], p["reference"], p["features"], p["versions"]
+    ranges = ", ".join(f"{first}-{last}" for first, last in p["ranges"])
+    made = model_words(generated, p) if "checkpoint" in generated else [side_words(generated)]
+    where = f" {generated['device']}" if "device" in generated else ""
+    return " | ".join(
+        [
+            figure,
+            f"{side_words(reference)} no-flip",
+            f"torch-fidelity {versions['torch-fidelity']} {extractor_words(features)}",
+            "uint8 rounded",
+            *made,
+            f"{'seeds' if 'checkpoint' in generated else 'images'} {ranges}",
+            f"torch {versions['torch']}{where}",
+        ]
+    )
+
+
+def side_words(described: dict[str, Any]) -> str:
+    """Images, as they stand in the line."""
+    return f"{described['set']} {described['count']} {described['format']} sha256 {described['sha256'][:8]}"
+
+
+def extractor_words(features: dict[str, Any]) -> str:
+    """An extractor, as it stands in the line."""
+    words = f"{features['name']} {features['layer']}"
+    words += f" sha256 {features['sha256'][:8]}" if features["sha256"] else ""
+    return words + (f" accuracy {features['accuracy']:.4f}" if "accuracy" in features else "")
+
+
+def short(number: int) -> str:
+    """50000 as 50k, 1000000 as 1M, 1347 as it is."""
+    for unit, letter in ((1_000_000, "M"), (1000, "k")):
+        if number >= unit and number % unit == 0:
+            return f"{number // unit}{letter}"
+    return str(number)
+
+
+def named(metric: str, features: dict[str, Any], count: int, value: float) -> str:
+    """``FID-50k 3.1900``."""
+    inception = features["name"].startswith("inception")
+    name = metric.upper() if inception and metric in NAMES else NAMES.get(metric, metric)
+    return f"{name}-{short(count)} {value:.4f}"
+
+
+def again(script: str, pinned: dict[str, Any]) -> str | None:
+    """The command that gives the same figure, of what was typed and what was found; None if none was typed."""
+    if not HydraConfig.initialized():
+        return None
+    typed = [o for o in HydraConfig.get().overrides.task if o.lstrip("+~").partition("=")[0] not in pinned]
+    found = [f"{key}={_text(value)}" for key, value in pinned.items()]
+    return shlex.join(["python", str(Path("scripts") / script), *typed, *found])
+
+
+def _text(value: Any) -> str:
+    return str(plain(value)).replace(" ", "").replace("'", "") if isinstance(plain(value), list) else str(value)

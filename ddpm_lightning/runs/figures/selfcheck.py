@@ -1,0 +1,67 @@
+"""mode=selfcheck: distances whose order is known before they are measured."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from ddpm_lightning.diffusion.noise import PerImageNoise
+from ddpm_lightning.evaluation.features import Extracted
+from ddpm_lightning.evaluation.fidelity import frechet_distance
+from ddpm_lightning.images import to_uint8
+from ddpm_lightning.runs.figures.extraction import data_of, extracted, features_of
+from ddpm_lightning.runs.figures.outcome import Outcome, publish
+from ddpm_lightning.runs.figures.protocol import extractor_words, short, side_words
+from ddpm_lightning.runs.figures.sides import InMemory, split_of
+from ddpm_lightning.runs.refusal import Failure
+from ddpm_lightning.runs.sampling import Session, check_integer, check_numbers, tag
+
+LEAST = 20
+ZERO = 1e-6  # of the distance between the halves and between noise, for what should be none
+
+
+def selfcheck(cfg: DictConfig, session: Session | None) -> float:
+    """Distances of the training split to itself, between its halves, to the held-out split, and to itself with noise.
+
+    Returns that between the halves. Raises Failure if the first is not zero, or more noise is not farther away.
+    """
+    check_integer(cfg, "num_images", LEAST)
+    sizes = check_numbers(cfg, "noise", 0)
+    data = data_of(cfg, session and session.loaded)
+    train, held_out = split_of(data, "train"), split_of(data, "val")
+    features = features_of(cfg, lambda: data, train.shape)
+    features.to(torch.device("cpu") if session is None else session.device)
+    drawn = torch.randperm(len(train.indices), generator=torch.Generator().manual_seed(0)).tolist()
+    train.indices = drawn[: cfg.num_images]
+
+    def rows(side: InMemory) -> Extracted:
+        return extracted(side, features, cfg)[0]
+
+    real = rows(train).features
+    half = len(real) // 2
+    table: list[tuple[str, float]] = [
+        ("train, train", frechet_distance(real, real)),
+        ("two halves", frechet_distance(real[:half], real[half:])),
+        ("train, held out", frechet_distance(rows(held_out).features, real)),
+    ]
+    images = train.images(train.indices)
+    for size in sizes:
+        noise = torch.cat([PerImageNoise([seed], "cpu").randn(train.shape) for seed in range(len(images))])
+        noisy = to_uint8(images / 127.5 - 1 + size * noise)
+        name = f"{train.described['set']} {cfg.num_images} noise {size}"
+        side = InMemory(name, noisy, None, f"{train.described['sha256']} + {size}", "array")
+        table.append((f"noise {size}", frechet_distance(rows(side).features, real)))
+
+    described = {"set": train.described, "count": len(real), "noise": sizes, "features": features.protocol}
+    words = f"{side_words(train.described)} | {extractor_words(features.protocol)}"
+    words += f" | selfcheck of {short(len(real))} images | torch-fidelity {version('torch-fidelity')}"
+    outcome = Outcome({"halves": table[1][1]}, words, described)
+    outcome.tables["distances"] = [("compared", "fid"), *table]
+    found = publish(outcome, Path("runs/selfcheck") / f"{tag(described)}.json")
+    noisy_distances = [distance for name, distance in table if name.startswith("noise")]
+    if table[0][1] > ZERO * max(table[1][1], 1):
+        raise Failure(f"selfcheck: the distance of the training split to itself must be 0, is {table[0][1]:.3g}")
+    if any(a >= b for a, b in zip(noisy_distances, noisy_distances[1:], strict=False)):
+        raise Failure("selfcheck: more noise must be farther away; the table above says where it is not")
+    return found
