@@ -63,7 +63,7 @@ class FeatureStore:
         self._rows = {}
         for part in sorted(self.folder.glob("part-*.npz")):
             try:
-                with np.load(part) as arrays:
+                with open(part, "rb") as file, np.load(file) as arrays:  # which leaves a broken one open
                     indices, seconds = arrays["indices"].tolist(), float(arrays["seconds"])
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 warnings.warn(f"{part} is broken: computed anew", stacklevel=2)

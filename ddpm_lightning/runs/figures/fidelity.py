@@ -1,6 +1,7 @@
 """mode=fidelity: how near generated images are to real ones."""
 
 import functools
+import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,9 @@ def fidelity(cfg: DictConfig, session: Session | None) -> float:
     held_out = _held_out(cfg, data, features)
     real = reference.statistics or extracted(_images(reference), features, cfg)[0]
     rows, seconds = zip(*(extracted(side, features, cfg) for side in sets), strict=True)
+    if isinstance(real, Statistics) and len(real.mean) != rows[0].features.shape[1]:
+        allowed = f"must be of {rows[0].features.shape[1]} features, has {len(real.mean)}"
+        raise Refusal(f"reference={cfg.reference}: {allowed}")
     figures, spread = combined(
         [
             score(cfg.metrics, fake, real, held_out) | _accuracies(features, accuracy(fake, side.labels))
@@ -106,7 +110,9 @@ def _reference(cfg: DictConfig, data: Callable[[], ImageDataModule]) -> Referenc
         except (OSError, ValueError) as mistake:
             raise Refusal(f"reference={path}: must be a file of images or of mu and sigma ({mistake})") from mistake
         else:
-            return Reference(None, found, about)
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            unsaid = {"set": path.name, "count": "?", "format": "statistics", "sha256": sha256}
+            return Reference(None, found, about or unsaid)
     side = given_side("reference", str(cfg.reference), data)
     if len(side.indices) < LEAST_SAMPLES:
         few = f"must hold at least {LEAST_SAMPLES} images, has {len(side.indices)}"
@@ -157,7 +163,6 @@ def _compatible(cfg: DictConfig, reference: Reference, features: Features) -> No
     known = reference.described.get("features")
     if known is None:
         warnings.warn(f"reference={cfg.reference}: does not say what it is of; the figure is as good", stacklevel=3)
-        reference.described.update({"set": Path(cfg.reference).name, "count": "?", "format": "statistics"})
     elif known["sha256"] != features.protocol["sha256"]:
         other = f"{known['name']} sha256 {known['sha256'][:8]}"
         raise Refusal(f"reference={cfg.reference}: must be of the same features, is of {other}")

@@ -40,7 +40,9 @@ def publish(outcome: Outcome, path: Path) -> float:
     for rows in outcome.tables.values():
         print("  ".join(f"{cell!s:<12}" for cell in rows[0]).rstrip())
         for row in rows[1:]:
-            print("  ".join(f"{f'{cell:.4f}' if isinstance(cell, float) else cell!s:<12}" for cell in row).rstrip())
+            # plus 0, as rounding leaves -0
+            cells = (f"{round(cell, 4) + 0:.4f}" if isinstance(cell, float) else str(cell) for cell in row)
+            print("  ".join(f"{cell:<12}" for cell in cells).rstrip())
     for name, value in outcome.figures.items():
         spread = outcome.spread.get(name)
         print(f"{name:<18}{value:.4f}" + (f"  +- {spread['std']:.4f}, least {spread['min']:.4f}" if spread else ""))

@@ -13,6 +13,7 @@ from ddpm_lightning.images import to_uint8
 from ddpm_lightning.runs.figures.extraction import data_of, extracted, features_of
 from ddpm_lightning.runs.figures.outcome import Outcome, publish
 from ddpm_lightning.runs.figures.protocol import extractor_words, short, side_words
+from ddpm_lightning.runs.figures.scores import accuracy
 from ddpm_lightning.runs.figures.sides import InMemory, split_of
 from ddpm_lightning.runs.refusal import Failure
 from ddpm_lightning.runs.sampling import Session, check_integer, check_numbers, tag
@@ -38,12 +39,15 @@ def selfcheck(cfg: DictConfig, session: Session | None) -> float:
     def rows(side: InMemory) -> Extracted:
         return extracted(side, features, cfg)[0]
 
-    real = rows(train).features
+    real, new = rows(train).features, rows(held_out)
+    right = accuracy(new, held_out.labels)
+    if right is not None:
+        features.protocol["accuracy"] = right
     half = len(real) // 2
     table: list[tuple[str, float]] = [
         ("train, train", frechet_distance(real, real)),
         ("two halves", frechet_distance(real[:half], real[half:])),
-        ("train, held out", frechet_distance(rows(held_out).features, real)),
+        ("train, held out", frechet_distance(new.features, real)),
     ]
     images = train.images(train.indices)
     for size in sizes:

@@ -57,7 +57,7 @@ class InMemory(Side):
         return self._described
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        return self.all[torch.tensor(indices)]
+        return self.all[list(indices)]
 
 
 def split_of(data: ImageDataModule, split: Split) -> InMemory:
