@@ -13,7 +13,7 @@ MODES = {"fidelity": fidelity, "selfcheck": selfcheck}
 def evaluate(cfg: DictConfig) -> float:
     """Run the chosen mode. Returns its first figure."""
     if cfg.mode not in MODES:
-        raise Refusal(f"mode={cfg.mode}: must be one of {', '.join(MODES)}, the others are those of sample.py")
+        raise Refusal(f"mode={cfg.mode}: must be one of {', '.join(MODES)}; the others are those of sample.py")
     return MODES[cfg.mode](cfg, None if cfg.ckpt is None else _open(cfg))
 
 

@@ -264,6 +264,7 @@ def test_a_grid_has_a_row_for_each_combination_with_its_time(make, run):
         ("grid", ["samplers=ddim"], "samplers=ddim: must be a list of some of"),
         ("grid", ["samplers=[ddim,foo]"], r"samplers=\['ddim', 'foo'\]: must be a list of some of ancestral, ddim"),
         ("grid", ["num_steps=[5,500]"], r"num_steps must lie in \[1, 100\].*got 500"),
+        ("selfcheck", [], "mode=selfcheck: must be one of samples, .*, grid; the others are those of evaluate.py"),
         ("grid", ["guidances=[-1.0]"], r"guidances=\[-1.0\]: must be a list of numbers of at least 0"),
     ],
 )

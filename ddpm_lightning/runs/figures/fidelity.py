@@ -91,6 +91,8 @@ def _check(cfg: DictConfig, session: Session | None) -> None:
         raise Refusal(f"metrics={list(cfg.metrics)}: must be a list of some of {', '.join(METRICS)}")
     if (session is None) == (cfg.images is None):
         raise Refusal(f"ckpt={cfg.ckpt}, images={cfg.images}: one of the two must be given, as what is scored")
+    if "memorisation" in cfg.metrics and cfg.reference != "train":
+        raise Refusal(f"metrics=[memorisation]: needs reference=train, the images to remember, got {cfg.reference}")
     for key in ("batch_size", "repeats"):
         check_integer(cfg, key, 1)
     if cfg.num_samples is not None:
