@@ -165,11 +165,9 @@ def generate_uint8(session: Session, seeds: Sequence[int], labels: Sequence[int]
             yield to_uint8(batch).cpu()
 
 
-def progress(num_images: int, moves: int) -> tqdm:
+def progress(num_images: int, moves: int, desc: str = "Sampling") -> tqdm:
     """A bar in images per second, that is updated by how many images have made a move."""
-    return tqdm(
-        total=num_images * moves, desc="Sampling", unit="image", unit_scale=1 / moves, bar_format=BAR, disable=None
-    )
+    return tqdm(total=num_images * moves, desc=desc, unit="image", unit_scale=1 / moves, bar_format=BAR, disable=None)
 
 
 def block_of(device: torch.device) -> int:
