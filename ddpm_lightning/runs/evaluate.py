@@ -47,6 +47,18 @@ LEAST_SAMPLES = 10  # the inception score has 10 splits, precision looks at 3 ne
 
 
 def evaluate(cfg: DictConfig) -> float:
+    """The figures of the chosen mode."""
+    if cfg.mode == "fidelity":
+        return fidelity(cfg)
+    from ddpm_lightning.runs.figures.likelihood import likelihood
+    from ddpm_lightning.runs.figures.reconstruction import reconstruction
+
+    session = open_session(cfg)
+    with sampling_context(session):
+        return {"likelihood": likelihood, "reconstruction": reconstruction}[cfg.mode](session)
+
+
+def fidelity(cfg: DictConfig) -> float:
     """Generate, score, print a table, and write a JSON file with the protocol. Returns the first figure."""
     unknown = [m for m in cfg.metrics if m not in METRICS]
     if unknown or not cfg.metrics:
