@@ -153,9 +153,11 @@ def _evaluation(run: Run) -> str:
     from ddpm_lightning.runs.evaluate import one_line  # imports all that evaluation takes
 
     record = read_json(files[-1])
-    figures = [(name, f"{value:.4f}") for name, value in record["metrics"].items()]
+    # an infinite figure, of which JSON knows none, is left as null
+    figures = [(name, "inf" if value is None else f"{value:.4f}") for name, value in record["metrics"].items()]
+    line = record.get("line") or one_line(record["metrics"], record["protocol"])
     return (
-        f"{title}{_table(('figure', ''), figures)}\n\n```\n{one_line(record['metrics'], record['protocol'])}\n```\n\n"
+        f"{title}{_table(('figure', ''), figures)}\n\n```\n{line}\n```\n\n"
         f"From `evaluation/{files[-1].name}`, the newest of {len(files)}."
     )
 
