@@ -58,7 +58,7 @@ def bytes_and_bits():
     return p, (values.float() / 127.5 - 1).view(20, 1, 8, 8), -p.log2()[values].mean().item()
 
 
-@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule(), LinearSchedule(10)])
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule(), LinearSchedule(50, 1e-4, 1e-3)])
 def test_the_prior_term_is_the_divergence_from_standard_normal_noise(schedule):
     x_0 = torch.rand(5, 3, 4, 4) * 2 - 1
     alpha, sigma = schedule(schedule.num_steps)
