@@ -8,7 +8,7 @@ from ddpm_lightning.runs.modes.interpolate import interpolate
 from ddpm_lightning.runs.modes.reconstruct import reconstruct
 from ddpm_lightning.runs.modes.samples import draw
 from ddpm_lightning.runs.modes.trajectory import trajectory
-from ddpm_lightning.runs.refusal import Failure
+from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.sampling import open_session, sampling_context
 
 MODES = {
@@ -22,7 +22,9 @@ MODES = {
 
 
 def sample(cfg: DictConfig) -> None:
-    """Make the pictures of the chosen mode, and say where they are."""
+    """Make the pictures of the chosen mode, and say where they are. Raises Refusal."""
+    if cfg.mode not in MODES:  # a mode of the evaluation, whose options stand in the same folder
+        raise Refusal(f"mode={cfg.mode}: must be one of {', '.join(MODES)}")
     session = open_session(cfg)
     try:
         with sampling_context(session):

@@ -250,6 +250,7 @@ def test_the_default_folder_is_named_by_the_settings(configure, runs):
         ("conditional", ["label=cat"], "label=cat: must be all, random"),
         ("conditional", ["sampler.num_steps=101"], r"sampler.num_steps must lie in \[1, 100\].*got 101"),
         ("conditional", ["sampler.num_steps=0"], "sampler.num_steps must be an integer of at least 1, got 0"),
+        ("conditional", ["mode=likelihood"], "mode=likelihood: must be one of samples, trajectory, interpolate"),
         ("conditional", ["num_samples=0"], r"num_samples=0: must be an integer in \[1, "),
         ("conditional", ["seed=-1"], r"seed=-1: must be an integer in \[0, "),
         ("conditional", ["guidance=-1.0"], "guidance must be at least 0, got -1.0"),
