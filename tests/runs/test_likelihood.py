@@ -26,7 +26,8 @@ def trained(tmp_path_factory, *overrides):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return trained(tmp_path_factory, "schedule.num_steps=30")
+    """Of a schedule that ends while something of x_0 is left, so that L_T counts."""
+    return trained(tmp_path_factory, "schedule.num_steps=30", "schedule.beta_end=0.004")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,7 @@ def test_the_terms_add_up_to_the_figure(run, measure, capsys):
     assert [int(row["t"]) for row in rows] == list(range(1, 31))
     assert {row["count"] for row in rows} == {"20"}
     assert sum(float(row["bits_per_dim"]) for row in rows) + figures["prior"] == pytest.approx(first)
+    assert figures["prior"] > 0.001 * first
     assert float(rows[0]["bits_per_dim"]) == pytest.approx(figures["decoder"])
     assert path.with_suffix(".png").stat().st_size > 1000
     assert f"bits/dim {first:.4f} +- {figures['standard_error']:.4f}" in capsys.readouterr().out
