@@ -110,7 +110,9 @@ def test_some_times_give_the_figure_of_all_on_average(run, measure):
 @pytest.mark.parametrize("method", ["bound", "ode"])
 def test_what_the_line_says_gives_the_figure_again(run, measure, capsys, method):
     more = ("num_times=3",) if method == "bound" else ("ode_steps=4", "num_probes=2", "ode_spacing=log_snr")
-    first, record, path = measure(run, f"method={method}", *more, "labels=false", "seed=5", "clip_x0=false")
+    first, record, path = measure(
+        run, f"method={method}", *more, "labels=false", "seed=5", "clip_x0=false", "split=train"
+    )
     line = record["line"]
     assert line in capsys.readouterr().out.splitlines()
     [keys] = [part for part in line.split(" | ") if part.startswith("mode=")]

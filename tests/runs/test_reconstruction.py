@@ -157,7 +157,9 @@ def test_the_picture_has_the_images_and_what_comes_back(measure, capsys):
 
 
 def test_what_the_line_says_gives_the_figures_again_in_batches_of_any_size(measure):
-    first, _, record, _ = measure("num_images=25", "times=[0.5,7]", "refinements=1", "labels=false", "seed=3")
+    first, _, record, _ = measure(
+        "num_images=25", "times=[0.5,7]", "refinements=1", "labels=false", "seed=3", "weights=raw"
+    )
     [keys] = [part for part in record["line"].split(" | ") if part.startswith("mode=")]
     assert "times=[7,50]" in keys
     again, _, same, _ = measure(*keys.split(), "batch_size=10")

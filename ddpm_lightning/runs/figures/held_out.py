@@ -118,7 +118,7 @@ def one_line(figure: str, stated: dict[str, Any], options: dict[str, Any]) -> st
     averaged = stated["weights"] if stated["weights"] == "raw" else f"ema {stated['weights']}"
     steering = {k: stated[k] for k in ("guidance", "guidance_interval", "guidance_rescale", "dynamic_threshold")}
     keys = {"mode": stated["mode"], **options, **{k: v for k, v in steering.items() if v}}
-    keys |= {"seed": stated["seed"], "precision": stated["precision"]}
+    keys |= {key: stated[key] for key in ("seed", "weights", "precision")}
     return " | ".join(
         [
             figure,

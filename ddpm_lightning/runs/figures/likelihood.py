@@ -81,8 +81,8 @@ def check(session: Session) -> dict[str, Any]:
         raise Refusal("variance=learned: must be small or large for a network that learns none")
     if cfg.method not in METHODS:
         raise Refusal(f"method={cfg.method}: must be one of {', '.join(METHODS)}")
-    options = {"method": cfg.method, "num_images": cfg.num_images, "labels": cfg.labels, "variance": variance}
-    options["clip_x0"] = cfg.clip_x0
+    options = {"method": cfg.method, **{key: cfg[key] for key in ("split", "num_images", "labels", "clip_x0")}}
+    options["variance"] = variance
     T = schedule.num_steps
     if cfg.method == "bound":
         if cfg.num_times is not None and not (is_integer(cfg.num_times) and 1 <= cfg.num_times <= T):

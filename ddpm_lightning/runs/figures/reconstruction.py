@@ -84,7 +84,7 @@ def reconstruction(session: Session) -> float:
     check_inversion(session)
     times, steps = chosen_times(session), session.sampler.num_steps
     held_out = held_out_images(session)
-    options = {"num_images": cfg.num_images, "labels": cfg.labels, "times": times, "refinements": cfg.refinements}
+    options = {key: cfg[key] for key in ("split", "num_images", "labels", "refinements")} | {"times": times}
     sigma = ssim_sigma(held_out.images.shape[2:])
     stated = protocol(session, held_out, **options, ssim_sigma=sigma)
     inversion = Way("ddim", f"DDIM, {steps} steps there and back", [], [], [])
