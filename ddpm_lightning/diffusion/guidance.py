@@ -135,6 +135,25 @@ class DynamicThreshold:
         return x_0.clamp(-limit, limit) / limit
 
 
+class Clipped:
+    """Estimates of x_0 cut at [-1, 1], for those that don't do so themselves, as samplers do."""
+
+    def __init__(self, denoiser: X0Estimator) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Tensor:
+        return self.denoiser(x_t, t, label).clamp(-1, 1)
+
+    def estimate(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Estimate:
+        """The same, with the variance as it is."""
+        x_0, fraction = cast(Any, self.denoiser).estimate(x_t, t, label)
+        return Estimate(x_0.clamp(-1, 1), fraction)
+
+
 class Watched:
     """A denoiser that keeps its newest estimate, ``x_0`` (B, C, H, W), for those who film it."""
 

@@ -3,18 +3,28 @@
 from omegaconf import DictConfig
 
 from ddpm_lightning.runs.figures.fidelity import fidelity
+from ddpm_lightning.runs.figures.likelihood import likelihood
+from ddpm_lightning.runs.figures.reconstruction import reconstruction
 from ddpm_lightning.runs.figures.selfcheck import selfcheck
 from ddpm_lightning.runs.refusal import Refusal
-from ddpm_lightning.runs.sampling import Session, open_session
+from ddpm_lightning.runs.sampling import Session, open_session, sampling_context
 
 MODES = {"fidelity": fidelity, "selfcheck": selfcheck}
+OF_A_MODEL = {"likelihood": likelihood, "reconstruction": reconstruction}
 
 
 def evaluate(cfg: DictConfig) -> float:
     """Run the chosen mode. Returns its first figure."""
-    if cfg.mode not in MODES:
-        raise Refusal(f"mode={cfg.mode}: must be one of {', '.join(MODES)}; the others are those of sample.py")
-    return MODES[cfg.mode](cfg, None if cfg.ckpt is None else _open(cfg))
+    if cfg.mode not in {**MODES, **OF_A_MODEL}:
+        allowed = ", ".join([*MODES, *OF_A_MODEL])
+        raise Refusal(f"mode={cfg.mode}: must be one of {allowed}; the others are those of sample.py")
+    session = None if cfg.ckpt is None else _open(cfg)
+    if cfg.mode in MODES:
+        return MODES[cfg.mode](cfg, session)
+    if session is None:
+        raise Refusal(f"ckpt: must be given, as ckpt=..., for mode={cfg.mode}")
+    with sampling_context(session):
+        return OF_A_MODEL[cfg.mode](session)
 
 
 def _open(cfg: DictConfig) -> Session:

@@ -151,7 +151,8 @@ def _evaluation(run: Run) -> str:
     if not files:
         return f"{title}None yet: `python scripts/evaluate.py ckpt={run.folder}`."
     record = read_json(files[-1])
-    figures = [(name, f"{value:.4f}") for name, value in record["metrics"].items()]
+    # an infinite figure, of which JSON knows none, is left as null
+    figures = [(name, "inf" if value is None else f"{value:.4f}") for name, value in record["metrics"].items()]
     line = f"```\n{record['line']}\n```\n\n" if "line" in record else ""  # older files have none
     return (
         f"{title}{_table(('figure', ''), figures)}\n\n{line}"

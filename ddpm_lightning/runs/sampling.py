@@ -167,10 +167,10 @@ def generate_uint8(
             yield to_uint8(batch).cpu()
 
 
-def progress(num_images: int, moves: int, quiet: bool = False) -> tqdm:
+def progress(num_images: int, moves: int, quiet: bool = False, desc: str = "Sampling") -> tqdm:
     """A bar in images per second, that is updated by how many images have made a move; none where no one looks."""
     total, scale = num_images * moves, 1 / moves
-    return tqdm(total=total, desc="Sampling", unit="image", unit_scale=scale, bar_format=BAR, disable=quiet or None)
+    return tqdm(total=total, desc=desc, unit="image", unit_scale=scale, bar_format=BAR, disable=quiet or None)
 
 
 def block_of(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from ddpm_lightning.runs.command import JOB_RECORD, searched
 
 RESULT = "result.json"  # a finished job's figures
 # of the figures that a job's first one can be; of memorisation, neither most nor least is best
-BEST = {"val_loss": min, "fid": min, "kid": min, "is": max, "precision": max}
+BEST = {"val_loss": min, "fid": min, "kid": min, "is": max, "precision": max, "bits_per_dim": min, "psnr_ddim": max}
 
 
 class Job(NamedTuple):

@@ -465,8 +465,14 @@ def test_a_checkpoint_does_not_decide_which_folders_are_made(run, smoke, tmp_pat
         (["devices=99"], r"devices=99: must lie in \[1, \d+\], the cores of this machine"),
         (["images=train"], "ckpt=.*, images=train: one of the two must be given"),
         (["ckpt_sha256=abc"], "ckpt_sha256=abc: must be that of .*last.ckpt, "),
-        (["reference=nowhere", "metrics=[fid]"], "reference=nowhere: must be train, val, a folder of images, or an .npz file"),
-        (["mode=trajectory"], "mode=trajectory: must be one of fidelity, selfcheck"),
+        (
+            ["reference=nowhere", "metrics=[fid]"],
+            "reference=nowhere: must be train, val, a folder of images, or an .npz file",
+        ),
+        (
+            ["mode=trajectory"],
+            "mode=trajectory: must be one of fidelity, selfcheck, likelihood, reconstruction; the others",
+        ),
         (["mode=selfcheck", "noise=[]"], r"noise=\[\]: must be a list of numbers"),
         (["mode=selfcheck", "num_images=3"], "num_images=3: must be an integer in"),
     ],

@@ -175,6 +175,11 @@ def test_the_newest_evaluation_is_shown_with_its_protocol(folder):
     assert "| fid | 2.0000 |" in text
     assert "\nFID-50k 2 | and so on\n" in text
     assert "`evaluation/c.json`, the newest of 3" in text
+    other = {"metrics": {"psnr_ddim": None, "mse_ddim": 0.0}, "protocol": {}, "line": "PSNR inf dB | all of it"}
+    (folder / "evaluation" / "reconstruction.json").write_text(json.dumps(other))
+    text = write_report(folder).read_text()
+    assert "| psnr_ddim | inf |" in text
+    assert "PSNR inf dB | all of it" in text
 
 
 def test_a_real_run_ends_with_its_report(configure, tmp_path):

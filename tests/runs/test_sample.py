@@ -134,12 +134,13 @@ def test_a_checkpoint_that_is_replaced_while_others_load_it_is_noticed(runs, scr
     """The record names one file; no image of another may stand beside it."""
     from omegaconf import OmegaConf
 
-    from ddpm_lightning.runs.modes.samples import _draw_share
+    from ddpm_lightning.runs.modes.samples import draw_files
+    from ddpm_lightning.runs.sharing import _share
 
     cfg = configure(f"ckpt={runs / 'conditional'}", "device=cpu", "sampler.num_steps=2", command="sample")
     cfg.output_dir = str(tmp_path)
     with pytest.raises(Failure, match="the checkpoint was replaced meanwhile"):
-        _draw_share(0, OmegaConf.to_container(cfg), [0], str(tmp_path), "another")
+        _share(0, draw_files, OmegaConf.to_container(cfg), [0], tmp_path, "another")
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -250,6 +251,7 @@ def test_the_default_folder_is_named_by_the_settings(configure, runs):
         ("conditional", ["label=cat"], "label=cat: must be all, random"),
         ("conditional", ["sampler.num_steps=101"], r"sampler.num_steps must lie in \[1, 100\].*got 101"),
         ("conditional", ["sampler.num_steps=0"], "sampler.num_steps must be an integer of at least 1, got 0"),
+        ("conditional", ["mode=likelihood"], "mode=likelihood: must be one of samples, trajectory, interpolate"),
         ("conditional", ["num_samples=0"], r"num_samples=0: must be an integer in \[1, "),
         ("conditional", ["seed=-1"], r"seed=-1: must be an integer in \[0, "),
         ("conditional", ["guidance=-1.0"], "guidance must be at least 0, got -1.0"),

@@ -1,6 +1,7 @@
 """What an evaluation found: printed as a table, written as JSON, and told to a sweep."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Outcome:
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
     also: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    printed: bool = False  # whether the figures are on the screen already
 
 
 def publish(outcome: Outcome, path: Path) -> float:
@@ -43,10 +45,13 @@ def publish(outcome: Outcome, path: Path) -> float:
             # plus 0, as rounding leaves -0
             cells = (f"{round(cell, 4) + 0:.4f}" if isinstance(cell, float) else str(cell) for cell in row)
             print("  ".join(f"{cell:<12}" for cell in cells).rstrip())
-    for name, value in outcome.figures.items():
+    for name, value in outcome.figures.items() if not outcome.printed else ():
         spread = outcome.spread.get(name)
         print(f"{name:<18}{value:.4f}" + (f"  +- {spread['std']:.4f}, least {spread['min']:.4f}" if spread else ""))
-    record: dict[str, Any] = {"metrics": {**_earlier(path, outcome.protocol), **outcome.figures}, "line": outcome.line}
+    finite = {
+        n: value if math.isfinite(value) else None for n, value in outcome.figures.items()
+    }  # JSON knows no others
+    record: dict[str, Any] = {"metrics": {**_earlier(path, outcome.protocol), **finite}, "line": outcome.line}
     record |= {"again": outcome.again, "spread": outcome.spread, **outcome.also, "protocol": outcome.protocol}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

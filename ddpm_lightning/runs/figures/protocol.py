@@ -7,22 +7,21 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from ddpm_lightning.checkpoint import Loaded
 from ddpm_lightning.evaluation.features import Features
 from ddpm_lightning.runs.figures.sides import Samples, Side
-from ddpm_lightning.runs.sampling import STEERING, Session, network_passes, plain
+from ddpm_lightning.runs.sampling import STEERING, network_passes, plain
 
 VERSIONS = ("torch-fidelity", "torch", "scikit-learn", "ddpm-lightning")
 NAMES = {"is": "IS", "fid": "FD", "kid": "KD"}  # FID and KID are those in Inception's features
 
 
-def of_model(session: Session) -> dict[str, Any]:
-    """What is known of a checkpoint, and of the way from it to images, beside what shapes these."""
-    loaded = session.loaded
+def known_of(loaded: Loaded) -> dict[str, Any]:
+    """What is known of a checkpoint, beside what shapes its images."""
     return {
         "training_seed": loaded.config.get("seed"),
         "images_seen": loaded.images_seen,
         "T": loaded.denoiser.schedule.num_steps,
-        "network_calls": network_passes(session.sampler, session.denoiser),
     }
 
 
@@ -30,7 +29,10 @@ def compared(
     generated: Side, ranges: list[list[int]], reference: dict[str, Any], features: Features, batch: dict[str, Any]
 ) -> dict[str, Any]:
     """The protocol of a comparison in features; ``ranges`` are the first and last index of each set of images."""
-    model = of_model(generated.session) if isinstance(generated, Samples) else {}
+    model = {}
+    if isinstance(generated, Samples):
+        session = generated.session
+        model = known_of(session.loaded) | {"network_calls": network_passes(session.sampler, session.denoiser)}
     return {
         "generated": generated.described,
         **model,
@@ -43,16 +45,21 @@ def compared(
     }
 
 
+def checkpoint_words(d: dict[str, Any], images_seen: int) -> str:
+    """A checkpoint, as it stands in the line."""
+    averaged = "raw weights" if d["weights"] == "raw" else f"EMA {d['weights']}"
+    trained = f"@{short(d['step'])} ({images_seen / 1e6:.4g}M images)"
+    return f"{d['checkpoint']['run']} sha256 {d['checkpoint']['sha256'][:8]} {averaged} {trained}"
+
+
 def model_words(generated: dict[str, Any], p: dict[str, Any]) -> list[str]:
     """A checkpoint and its sampler, as they stand in the line."""
-    sampler, checkpoint, weights = generated["sampler"], generated["checkpoint"], generated["weights"]
+    sampler = generated["sampler"]
     extra = " ".join(f"{key}={value}" for key, value in sampler.items() if key not in ("_target_", "num_steps"))
-    averaged = "raw weights" if weights == "raw" else f"EMA {weights}"
     options = [f"{key}={generated[key]}" for key in STEERING[1:] if generated[key]]
     options += [generated["precision"]] if generated["precision"] != "32-true" else []
     return [
-        f"{checkpoint['run']} sha256 {checkpoint['sha256'][:8]} {averaged} @{short(generated['step'])}"
-        f" ({p['images_seen'] / 1e6:.4g}M images)",
+        checkpoint_words(generated, p["images_seen"]),
         f"{sampler['_target_'].rpartition('.')[2]} {sampler['num_steps']} {extra} T={p['T']} NFE {p['network_calls']}",
         " ".join([f"cond w={generated['guidance']}" if generated["labels"] else "uncond", *options]),
     ]

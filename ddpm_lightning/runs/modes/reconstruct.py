@@ -5,13 +5,11 @@ from pathlib import Path
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
-from ddpm_lightning.diffusion.samplers.inversion import invert
 from ddpm_lightning.images import grid, save_png, to_uint8, to_unit
+from ddpm_lightning.runs.inversion import check_inversion, there_and_back
 from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.sampling import (
     Session,
-    check_integer,
     output_folder,
     plain,
     progress,
@@ -26,9 +24,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 def reconstruct(session: Session) -> str:
     """Write ``grid.png``, the pictures, their noise and what comes back, and ``psnr.csv``; print the errors."""
     cfg = session.cfg
-    check_integer(cfg, "refinements", 0)
-    if not isinstance(session.sampler, DDIMSampler) or session.sampler.eta:
-        raise Refusal("sampler: must be ddim with sampler.eta=0 for mode=reconstruct, as no other can be undone")
+    check_inversion(session)
     given = plain(cfg.images)
     paths = [Path(str(p)).expanduser() for p in (given if isinstance(given, list) else [given])]
     if len(paths) == 1 and paths[0].is_dir():
@@ -40,19 +36,15 @@ def reconstruct(session: Session) -> str:
     labels = session.labels(range(cfg.seed, cfg.seed + len(images)))
     described = {**settings(session), "label": plain(cfg.label), "seed": cfg.seed, "refinements": cfg.refinements}
     folder = output_folder(session, {**described, "images": [str(path) for path in paths]})
-    steps, spacing = session.sampler.num_steps, session.sampler.spacing
-    sampler = DDIMSampler(steps, spacing, clip_x0=False)  # clipping can't be undone
+    steps = session.sampler.num_steps
     noises, returned = [], []
     with progress(len(images), 2 * steps) as bar:
         for start in range(0, len(images), cfg.batch_size):
             part = images[start : start + cfg.batch_size].to(session.device)
             label = None if labels is None else torch.tensor(labels[start : start + len(part)], device=session.device)
-            x = invert(session.denoiser, part, steps, spacing, label, cfg.refinements, bar.update)
-            noises.append(x.cpu())
-            for stage in sampler.trajectory(session.denoiser, x, label):
-                x = stage.x_s
-                bar.update(len(x))
-            returned.append(x.cpu())
+            x_T, back = there_and_back(session, part, label, bar.update)
+            noises.append(x_T.cpu())
+            returned.append(back.cpu())
     noise, back = torch.cat(noises), torch.cat(returned)
     psnr = [
         peak_signal_noise_ratio(to_unit(b)[None], to_unit(a)[None], data_range=1.0).item()
