@@ -147,3 +147,8 @@ class Classifier:
     def _pixels(images: Tensor, low: float, high: float) -> np.ndarray:
         """uint8 (N, C, H, W) -> float64 (N, C H W) in [low, high]."""
         return images.flatten(1).double().mul((high - low) / 255).add(low).numpy()
+
+
+def suited(channels: int) -> Features:
+    """The extractor for sets of so many channels: Inception for colour, where its features mean something."""
+    return Inception() if channels == 3 else Classifier()
