@@ -178,7 +178,7 @@ def test_the_best_checkpoint_is_of_the_step_with_the_least_distance(
     configure, tmp_path, scripted, every, distances, best
 ):
     measured = scripted(distances)
-    quick = ("trainer.accumulate_grad_batches=2", "callbacks.checkpoint.keep=0")
+    quick = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=20", "callbacks.checkpoint.keep=0")
     train(configure(*BEST, *quick, f"callbacks.distance.every_n_train_steps={every}", output_dir="run"))
     assert measured == list(distances)
     kept = final(tmp_path / "run", "best")
