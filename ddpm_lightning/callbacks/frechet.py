@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # which imports scikit-learn
 
 KEY = "val/fid"
 
+say = rank_zero_only(print)
+
 
 class _Stopping(Exception):
     """The run was asked to stop, which matters more than a figure."""
@@ -79,7 +81,7 @@ class FrechetDistance(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step = trainer.global_step
         if self.is_active:
-            _say(f"{KEY} is of {self.num_samples} samples, which bias it upwards: compare it with itself alone")
+            say(f"{KEY} is of {self.num_samples} samples, which bias it upwards: compare it with itself alone")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
@@ -170,11 +172,6 @@ class _Extractor(torch.nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.features(images.cpu()).features.to(images.device)
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text)
 
 
 def is_new(trainer: Any) -> bool:

@@ -165,6 +165,7 @@ def scripted(monkeypatch):
 BEST = (*SMOKE, "callbacks.best.monitor=val/fid", "logger.csv=null", "callbacks.lr=null")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "distances", "best"),
     [
@@ -187,6 +188,7 @@ def test_the_best_checkpoint_is_of_the_step_with_the_least_distance(
     assert state["best_model_score"] == distances[best]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("later", "best"), [(2.0, 1), (0.5, 3)])
 def test_a_resumed_run_knows_its_best(configure, tmp_path, scripted, later, best):
     quick = (*BEST, "callbacks.distance.every_n_train_steps=1", "trainer.max_steps=3", "trainer.val_check_interval=2")
