@@ -67,6 +67,22 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file like the published one of Inception, with random weights."""
+    import torch_fidelity.feature_extractor_inceptionv3 as library
+
+    class Unloaded(library.FeatureExtractorInceptionV3):
+        def load_state_dict(self, state: Any) -> None:
+            return None
+
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        torch.save(Unloaded("x", ["2048"]).state_dict(), path)
+    return path
+
+
 @contextmanager
 def stopped_after_a_step() -> Iterator[None]:
     """Runs within are told to stop after their first step, as by SIGTERM."""

@@ -6,6 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ddpm_lightning.adversarial import Adversarial
+from ddpm_lightning.callbacks.best_checkpoint import BestCheckpoint
+from ddpm_lightning.callbacks.frechet import KEY, FrechetDistance
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.diffusion.denoiser import Denoiser
@@ -15,7 +17,7 @@ from ddpm_lightning.diffusion.samplers.base import Sampler
 from ddpm_lightning.diffusion.samplers.spacing import visited_times
 from ddpm_lightning.diffusion.timesteps import ImportanceTimesteps
 from ddpm_lightning.module import DiffusionModule, total_steps
-from ddpm_lightning.runs.build import explain
+from ddpm_lightning.runs.build import MISTAKES, explain
 from ddpm_lightning.runs.refusal import Refusal
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
@@ -90,6 +92,21 @@ def check_fit(cfg: DictConfig, data: ImageDataModule, module: DiffusionModule, c
         if grids.guidance and module.label_drop == 0:
             raise Refusal(f"callbacks.samples.guidance={grids.guidance}: must be 0 for module.label_drop=0")
         check_sampler(grids.sampler, module.denoiser)
+    check_distance(data, module, callbacks)
+
+
+def check_distance(data: ImageDataModule, module: DiffusionModule, callbacks: list[Any]) -> None:
+    """Make the extractor of the in-training distance, if there is to be one; refuse what would fail when it's due."""
+    active = [callback for callback in callbacks if isinstance(callback, FrechetDistance) and callback.is_active]
+    for distance in active:
+        check_sampler(distance.sampler, module.denoiser)
+        try:
+            distance.prepare(data)
+        except MISTAKES as mistake:
+            raise Refusal(explain("features", mistake)) from mistake
+    if not active and any(isinstance(c, BestCheckpoint) and c.monitor == KEY for c in callbacks):
+        measured = "callbacks.distance.every_n_train_steps or every_n_epochs"
+        raise Refusal(f"callbacks.best.monitor={KEY}: must be val/loss, or {measured} be given")
 
 
 def check_objective(module: DiffusionModule) -> None:

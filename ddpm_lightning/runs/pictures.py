@@ -39,7 +39,7 @@ class Panel(NamedTuple):
 
 
 def panels(log: list[Row]) -> list[Panel]:
-    """Losses, the training loss by quarter of the schedule, and the learning rate; those of which there is anything."""
+    """Losses, those by quarter of the schedule, a distance, and the learning rate; of which there is anything."""
     loss, quarters, held_out, rates = (columns(log, p) for p in ("train/loss", "train/loss_q", "val/loss", "lr-"))
     loss = [name for name in loss if name not in quarters]
 
@@ -49,6 +49,7 @@ def panels(log: list[Row]) -> list[Panel]:
     made = [
         Panel("loss", 3, curves(loss + held_out), tuple(loss)),
         Panel("training loss by quarter of T", 3, curves(quarters), tuple(quarters), ordered=True),
+        Panel("Frechet distance of few samples", 2, curves(columns(log, "val/fid"))),
         Panel("learning rate", 1, curves(rates), log_scale=False),
     ]
     return [panel for panel in made if panel.curves]

@@ -15,22 +15,27 @@ from omegaconf import DictConfig
 from ddpm_lightning.runs.command import JOB_RECORD, searched
 
 RESULT = "result.json"  # a finished job's figures
+CALLS = "network_calls"
+COSTS = (CALLS, "seconds")  # of an evaluation, for an image and for all of them, beside its figures
+LENGTH = "sampler.num_steps"  # what makes a sampler's runs longer, and changes nothing else
 # of the figures that a job's first one can be; of memorisation, neither most nor least is best
 BEST = {"val_loss": min, "fid": min, "kid": min, "is": max, "precision": max, "bits_per_dim": min, "psnr_ddim": max}
 
 
 class Job(NamedTuple):
-    """What a job was asked, what became of it (its status, and what was wrong), and its figures."""
+    """What a job was asked, what became of it (its status, and what was wrong), its figures and what they cost."""
 
     name: str
     overrides: dict[str, str]
     outcome: dict[str, str]
     figures: dict[str, float]
+    costs: dict[str, float]
 
 
 class SweepSummary(Callback):
     """After ``-m``: one row for each job, its overrides and final figures, printed and written as ``summary.csv``;
-    the best one by its first figure; and that figure against each override that varied, as ``summary.png``.
+    the best one by its first figure; and as ``summary.png`` that figure against each override that varied, or, of
+    evaluations with more and with fewer steps, against the network calls.
 
     Read from the jobs' own files, so that it does not matter which launcher ran them; of those that an earlier sweep
     left in the folder, none counts. Ends the process with exit code 1 if a job failed, else 2 if one was refused.
@@ -56,7 +61,9 @@ class SweepSummary(Callback):
 
 def tabulate(path: Path, jobs: list[Job]) -> None:
     """Write the table whole, and print it to few digits."""
-    rows: list[dict[str, Any]] = [{"job": job.name, **job.overrides, **job.outcome, **job.figures} for job in jobs]
+    rows: list[dict[str, Any]] = [
+        {"job": job.name, **job.overrides, **job.outcome, **job.figures, **job.costs} for job in jobs
+    ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
@@ -87,11 +94,27 @@ def compare(path: Path, jobs: list[Job], search: str | None) -> None:
     if not varied:
         print("no plot: no override varied")
         return
-    from ddpm_lightning.runs.sweep_plot import plot  # imports matplotlib: only now
+    from ddpm_lightning.runs.sweep_plot import plot, plot_curves  # imports matplotlib: only now
 
     title = f"{figure} of {_counted(jobs, measured)}" + (f"; star: the best, job {best.name}" if best else "")
-    plot(path, title, figure, measured, varied, best)
+    others = [key for key in varied if key != LENGTH]
+    if lines := curves(measured, others):
+        plot_curves(path, title, figure, others, lines, best)
+    else:
+        plot(path, title, figure, measured, varied, best)
     print(path)
+
+
+def curves(jobs: list[Job], keys: list[str]) -> dict[tuple[str, ...], list[Job]]:
+    """The jobs by their values of these keys, in the order of their network calls; none if all have a single point."""
+    if not all(CALLS in job.costs for job in jobs):
+        return {}
+    lines: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        lines.setdefault(tuple(job.overrides.get(key, "") for key in keys), []).append(job)
+    for line in lines.values():
+        line.sort(key=lambda job: job.costs[CALLS])
+    return lines if any(line[0].costs[CALLS] < line[-1].costs[CALLS] for line in lines.values()) else {}
 
 
 def _counted(jobs: list[Job], measured: list[Job]) -> str:
@@ -106,8 +129,9 @@ def _read(path: Path) -> Job:
     record = json.loads(path.read_text())
     overrides = dict(override.lstrip("+~").partition("=")[::2] for override in record.pop("overrides"))
     result = path.with_name(RESULT)
-    figures = json.loads(result.read_text())["metrics"] if record["status"] == "finished" and result.exists() else {}
-    return Job(path.parent.name, overrides, record, figures)
+    found = json.loads(result.read_text()) if record["status"] == "finished" and result.exists() else {"metrics": {}}
+    costs = {name: found[name] for name in COSTS if name in found}
+    return Job(path.parent.name, overrides, record, found["metrics"], costs)
 
 
 def _number(path: Path) -> tuple[int, str]:

@@ -1,6 +1,5 @@
-"""The picture of a sweep: a figure of each job against each override that varied."""
+"""The picture of a sweep: a figure of each job against each override that varied, or against the network calls."""
 
-import itertools
 import math
 import textwrap
 from pathlib import Path
@@ -8,11 +7,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddpm_lightning.runs.sweep import Job
+from ddpm_lightning.runs.pictures import PlainNumbers
+from ddpm_lightning.runs.sweep import CALLS, Job
 
 COLUMNS = 4
 NEAREST = 1 / 8  # of the axis: ticks that are nearer would run into each other
 LONGEST_TICK = 8
+MARKERS = "os^vDPX<>"  # nine, beside ten colours: only the 91st line looks like the first
 LONGEST = 16  # letters of a word on an axis, its last; the table has them all
 
 
@@ -43,6 +44,43 @@ def plot(path: Path, title: str, figure: str, jobs: list[Job], keys: list[str], 
     canvas.savefig(path, dpi=120)
 
 
+def plot_curves(
+    path: Path,
+    title: str,
+    figure: str,
+    keys: list[str],
+    lines: dict[tuple[str, ...], list[Job]],
+    best: Job | None,
+) -> None:
+    """The figure against the network calls for an image: a line for each group of jobs, named by its values of keys."""
+    canvas = Figure(figsize=(8.5, max(4.5, 0.24 * len(lines) + 1.2)), layout="constrained")
+    panel = canvas.subplots()
+    for i, (values, line) in enumerate(lines.items()):
+        calls, heights = zip(*((job.costs[CALLS], job.figures[figure]) for job in line), strict=True)
+        name = " ".join(f"{key}={_short(value)}" for key, value in zip(keys, values, strict=True))
+        panel.plot(calls, heights, color=f"C{i}", marker=MARKERS[i % len(MARKERS)], label=name)
+    if best is not None:
+        panel.scatter(best.costs[CALLS], best.figures[figure], s=200, marker="*", color="tab:red", zorder=3)
+    jobs = [job for line in lines.values() for job in line]
+    if _wide([job.figures[figure] for job in jobs]):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(PlainNumbers())
+        panel.yaxis.set_minor_formatter(PlainNumbers())
+    places = sorted({job.costs[CALLS] for job in jobs})
+    if _wide(places):
+        panel.set_xscale("log")
+    panel.set_xticks(_with_room(places, _wide(places)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.set_xticks([], minor=True)
+    panel.set_xlabel("network calls for an image")
+    panel.set_ylabel(figure)
+    panel.grid(alpha=0.3, which="both")
+    if keys:
+        canvas.legend(loc="outside right upper", fontsize=8)
+    canvas.suptitle(textwrap.fill(title, 80), fontsize=10)
+    canvas.savefig(path, dpi=120)
+
+
 def _place(panel: Axes, values: list[str]) -> list[float]:
     """Where values stand on the x axis: numbers at themselves, words side by side in the order they came."""
     try:
@@ -53,12 +91,13 @@ def _place(panel: Axes, values: list[str]) -> list[float]:
         if _wide(numbers):
             panel.set_xscale("log")
         ticks = dict(sorted(zip(numbers, values, strict=True)))
-        if max(map(len, values)) < LONGEST_TICK and _apart(list(ticks), panel.get_xscale() == "log"):
+        roomy = _with_room(list(ticks), panel.get_xscale() == "log") == list(ticks)
+        if max(map(len, values)) < LONGEST_TICK and roomy:
             panel.set_xticks(list(ticks), labels=list(ticks.values()))
             panel.set_xticks([], minor=True)
         return numbers
     words = list(dict.fromkeys(values))
-    labels = [word if len(word) <= LONGEST else f"…{word[1 - LONGEST :]}" for word in words]
+    labels = [_short(word) for word in words]
     panel.set_xticks(range(len(words)), labels=labels)
     if sum(map(len, labels)) > 2 * LONGEST:
         for label in panel.get_xticklabels():
@@ -67,10 +106,18 @@ def _place(panel: Axes, values: list[str]) -> list[float]:
     return [float(words.index(value)) for value in values]
 
 
-def _apart(ascending: list[float], log: bool) -> bool:
-    """Whether there is room for a tick at each value."""
-    at = [math.log(value) for value in ascending] if log else ascending
-    return all(b - a >= NEAREST * (at[-1] - at[0]) for a, b in itertools.pairwise(at))
+def _short(word: str) -> str:
+    return word if len(word) <= LONGEST else f"…{word[1 - LONGEST :]}"
+
+
+def _with_room(ascending: list[float], log: bool) -> list[float]:
+    """The values at which there is room for a tick, beside those before."""
+    at = {value: math.log(value) if log else value for value in ascending}
+    kept = ascending[:1]
+    for value in ascending[1:]:
+        if at[value] - at[kept[-1]] >= NEAREST * (at[ascending[-1]] - at[ascending[0]]):
+            kept.append(value)
+    return kept
 
 
 def _wide(values: list[float]) -> bool:

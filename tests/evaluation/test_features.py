@@ -2,7 +2,6 @@ import hashlib
 
 import pytest
 import torch
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.evaluation.features import INCEPTION_FILE, Classifier, Inception, Pixels
@@ -53,26 +52,6 @@ def test_pixels_are_features_of_small_images_alone():
 def test_a_set_without_classes_cannot_be_classified():
     with pytest.raises(ValueError, match="features must be inception"):
         Classifier().fit(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.zeros(5))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file like the published one, with random weights."""
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    import torch_fidelity.feature_extractor_inceptionv3 as library
-
-    original = library.load_state_dict_from_url
-
-    class Unloaded(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state):
-            return None
-
-    library.load_state_dict_from_url = lambda *args, **kwargs: {}
-    try:
-        torch.save(Unloaded("x", ["2048"]).state_dict(), path)
-    finally:
-        library.load_state_dict_from_url = original
-    return path
 
 
 @pytest.mark.slow

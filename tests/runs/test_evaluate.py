@@ -263,6 +263,7 @@ class Tiny(Inception):
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(extraction, "Inception", Tiny)
+    monkeypatch.setattr("ddpm_lightning.evaluation.suited.Inception", Tiny)
 
 
 def coloured(folder, kind, count=12, size=8):

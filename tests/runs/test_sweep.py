@@ -28,7 +28,7 @@ def table(path):
 
 @pytest.fixture
 def summary(tmp_path, monkeypatch, capsys):
-    """What stands at the end of a sweep with these jobs: (overrides, status, figures)."""
+    """What stands at the end of a sweep with these jobs: (overrides, status, figures), or with costs as well."""
 
     def summarise(*jobs, **sweeper):
         config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}, "sweeper": sweeper}})
@@ -41,11 +41,11 @@ def summary(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(Figure, "savefig", save)
         end = SweepSummary()
         end.on_multirun_start(config)
-        for i, (overrides, status, figures) in enumerate(jobs):
+        for i, (overrides, status, figures, *costs) in enumerate(jobs):
             folder = tmp_path / "sweep" / str(i)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "job.json").write_text(json.dumps({"overrides": overrides.split(), "status": status}))
-            (folder / "result.json").write_text(json.dumps({"metrics": figures}))
+            (folder / "result.json").write_text(json.dumps({"metrics": figures, **dict(*costs)}))
         code = 0
         try:
             end.on_multirun_end(config)
@@ -125,6 +125,80 @@ def test_what_can_not_be_drawn_is_said_and_an_earlier_picture_removed(summary, t
     assert (code, picture.exists()) == (0, False)
     assert said.endswith("best: job 0, val_loss 0.5\nno plot: no override varied\n")
     assert summary(("x=1", "finished", {}), ("x=2", "finished", {}))[1].endswith("no plot: no job has a figure\n")
+
+
+def evaluated(sampler, steps, guidance, fid, calls=None):
+    overrides = f"ckpt=runs/x sampler={sampler} sampler.num_steps={steps} guidance={guidance}"
+    costs = {"network_calls": steps * (1 + guidance) if calls is None else calls, "seconds": 1.5 * steps}
+    return overrides, "finished", {"fid": fid, "precision": 0.5}, costs
+
+
+def drawn_lines(figure):
+    [panel] = figure.axes
+    return panel, {line.get_label(): [*map(list, line.get_data())] for line in panel.lines}
+
+
+def test_evaluations_of_more_and_fewer_steps_are_curves_over_network_calls(summary, tmp_path):
+    jobs = [  # not in the order of their calls
+        evaluated("ddim", 20, 0, 0.5),
+        evaluated("ddim", 5, 0, 4.0),
+        evaluated("ddim", 20, 1, 0.75),
+        evaluated("ddim", 5, 1, 8.0),
+        evaluated("heun", 20, 0, 0.25, calls=39),
+        evaluated("heun", 5, 0, 2.0, calls=9),
+        ("ckpt=runs/x sampler=heun sampler.num_steps=2000 guidance=0", "refused", {}),
+    ]
+    code, said, figure = summary(*jobs)
+    panel, lines = drawn_lines(figure)
+    assert lines == {
+        "sampler=ddim guidance=0": [[5, 20], [4.0, 0.5]],
+        "sampler=ddim guidance=1": [[10, 40], [8.0, 0.75]],
+        "sampler=heun guidance=0": [[9, 39], [2.0, 0.25]],
+    }
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("network calls for an image", "fid")
+    assert [list(point) for point in panel.collections[0].get_offsets()] == [[39, 0.25]]  # the star
+    assert len({(line.get_color(), line.get_marker()) for line in panel.lines}) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
+    assert figure.get_suptitle().startswith("fid of 6 of 7 jobs (1 refused); star: the best, job 4")
+    assert code == 2
+    rows = table(tmp_path / "sweep")
+    assert [(row["network_calls"], row["seconds"]) for row in rows[3:]] == [
+        *[("10", "7.5"), ("39", "30.0"), ("9", "7.5"), ("", "")]
+    ]
+    assert "best: job 4, fid 0.25: sampler=heun sampler.num_steps=20 guidance=0\n" in said
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale", "ticks"),
+    [((5, 6, 50, 500), "log", ["5", "50", "500"]), ((5, 20, 40), "linear", ["5", "20", "40"])],  # 6 is too near to 5
+)
+def test_network_calls_that_span_a_decade_are_on_a_log_axis(summary, steps, scale, ticks):
+    _, _, figure = summary(*(evaluated("ddim", n, 0, 1 + 1 / n) for n in steps))
+    panel, lines = drawn_lines(figure)
+    assert (panel.get_xscale(), panel.get_yscale()) == (scale, "linear")
+    assert [label.get_text() for label in panel.get_xticklabels()] == ticks
+    assert len(lines) == 1
+    assert not figure.legends  # one line, that needs no name
+
+
+def test_evaluations_of_one_length_are_drawn_against_what_varied(summary):
+    """Even where one needs more calls for it: no line would have two points."""
+    figure = summary(evaluated("ddim", 10, 0, 0.5), evaluated("heun", 10, 0, 0.25, calls=19))[2]
+    assert [panel.get_xlabel() for panel in figure.axes] == ["sampler"]
+    assert points(figure.axes[0]) == [(0, 0.5), (1, 0.25)]
+
+
+def test_many_lines_stay_apart_and_are_all_named(summary, tmp_path):
+    samplers = ("ancestral", "ddim", "dpm_solver", "heun", "unipc")
+    runs = [(s, g) for s in samplers for g in range(5)]
+    figure = summary(*(evaluated(s, n, g, 1 / n + g) for s, g in runs for n in (5, 10, 20)))[2]
+    panel, lines = drawn_lines(figure)
+    assert len(lines) == len({(line.get_color(), line.get_marker()) for line in panel.lines}) == 25
+    figure.canvas.draw()
+    legend, box = figure.legends[0].get_window_extent(), panel.get_window_extent()
+    assert legend.x0 > box.x1 - 1  # beside the panel
+    assert figure.bbox.y0 <= legend.y0 < legend.y1 <= figure.bbox.y1
+    assert (box.width, box.height) > (400, 300)  # pixels
 
 
 @pytest.mark.parametrize("sweep", group_options("sweep"))

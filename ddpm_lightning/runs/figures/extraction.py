@@ -9,17 +9,15 @@ from tqdm import tqdm
 
 from ddpm_lightning.checkpoint import Loaded, load_data
 from ddpm_lightning.data.base import ImageDataModule
-from ddpm_lightning.evaluation.conv_classifier import ConvClassifier
-from ddpm_lightning.evaluation.features import Classifier, Extracted, Features, Inception, Pixels
+from ddpm_lightning.evaluation.features import Extracted, Features, Inception, Pixels
 from ddpm_lightning.evaluation.store import FeatureStore, fill, user_cache
+from ddpm_lightning.evaluation.suited import suited
 from ddpm_lightning.generation import BLOCK
 from ddpm_lightning.runs.build import MISTAKES, build, explain
 from ddpm_lightning.runs.figures.sides import Samples, Side
 from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.sampling import Session, block_of, progress, run_folder, sampling_context
 from ddpm_lightning.runs.sharing import share_out
-
-SMALL = 16  # pixels: below, convolutions have little to look at
 
 
 def data_of(cfg: DictConfig, loaded: Loaded | None) -> ImageDataModule:
@@ -50,13 +48,6 @@ def features_of(cfg: DictConfig, data: Callable[[], ImageDataModule], shape: tup
     except MISTAKES as mistake:
         raise Refusal(explain("features", mistake)) from mistake
     return features
-
-
-def suited(shape: tuple[int, ...]) -> Features:
-    """Inception for colour images, a classifier of the training split for grey ones."""
-    if shape[0] == 3:
-        return Inception()
-    return Classifier() if max(shape[1:]) < SMALL else ConvClassifier()
 
 
 def cache_of(cfg: DictConfig) -> Path:
