@@ -16,7 +16,7 @@ from ddpm_lightning.evaluation.fidelity import METRICS, Statistics, nearest
 from ddpm_lightning.images import grid, save_png
 from ddpm_lightning.runs.figures.extraction import data_of, extracted, features_of
 from ddpm_lightning.runs.figures.outcome import Outcome, publish
-from ddpm_lightning.runs.figures.protocol import again, compared, line, named
+from ddpm_lightning.runs.figures.protocol import again, compared, five_digits, line, named
 from ddpm_lightning.runs.figures.scores import accuracy, by_class, combined, score
 from ddpm_lightning.runs.figures.sides import Samples, Side, given_side, split_of
 from ddpm_lightning.runs.refusal import Refusal
@@ -73,7 +73,7 @@ def fidelity(cfg: DictConfig, session: Session | None) -> float:
     also |= {"network_calls": protocol["network_calls"]} if session else {}
     words = named(next(iter(figures)), features.protocol, count, next(iter(figures.values())))
     if first := spread.get(next(iter(figures))):
-        words += f" mean of {len(sets)}, deviation {first['std']:.4f}, least {first['min']:.4f}"
+        words += f" mean of {len(sets)}, deviation {five_digits(first['std'])}, least {five_digits(first['min'])}"
     outcome = Outcome(figures, line(words, protocol), protocol, _again(cfg, session, count), spread, also)
     path = _path(cfg, session, protocol)
     if "memorisation" in cfg.metrics and isinstance(real, Extracted):

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from ddpm_lightning.runs.command import write_json
+from ddpm_lightning.runs.figures.protocol import five_digits
 from ddpm_lightning.runs.refusal import Failure
 from ddpm_lightning.runs.sampling import write_csv
 from ddpm_lightning.runs.sweep import RESULT
@@ -43,11 +44,12 @@ def publish(outcome: Outcome, path: Path) -> float:
         print("  ".join(f"{cell!s:<12}" for cell in rows[0]).rstrip())
         for row in rows[1:]:
             # plus 0, as rounding leaves -0
-            cells = (f"{round(cell, 4) + 0:.4f}" if isinstance(cell, float) else str(cell) for cell in row)
+            cells = (five_digits(round(cell, 9) + 0) if isinstance(cell, float) else str(cell) for cell in row)
             print("  ".join(f"{cell:<12}" for cell in cells).rstrip())
     for name, value in outcome.figures.items() if not outcome.printed else ():
         spread = outcome.spread.get(name)
-        print(f"{name:<18}{value:.4f}" + (f"  +- {spread['std']:.4f}, least {spread['min']:.4f}" if spread else ""))
+        varied = f"  +- {five_digits(spread['std'])}, least {five_digits(spread['min'])}" if spread else ""
+        print(f"{name:<18}{five_digits(value)}{varied}")
     finite = {
         n: value if math.isfinite(value) else None for n, value in outcome.figures.items()
     }  # JSON knows no others

@@ -108,7 +108,12 @@ def named(metric: str, features: dict[str, Any], count: int, value: float) -> st
     """``FID-50k 3.1900``."""
     inception = features["name"].startswith("inception")
     name = metric.upper() if inception and metric in NAMES else NAMES.get(metric, metric)
-    return f"{name}-{short(count)} {value:.4f}"
+    return f"{name}-{short(count)} {five_digits(value)}"
+
+
+def five_digits(value: float) -> str:
+    """Significant ones, as some figures are small: 3.1900, 0.00081230."""
+    return f"{value:#.5g}"
 
 
 def again(script: str, pinned: dict[str, Any]) -> str | None:
