@@ -2,7 +2,6 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 MAX_GROUPS = 32
 TIME_CONDITIONINGS = ("film", "additive")
@@ -48,8 +47,7 @@ class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice; the embedding enters at the second norm.
 
     (B, in, H, W), embedding (B, E) -> (B, out, H, W). ``film``: scale and shift after the norm, Dhariwal &
-    Nichol (2021), eq. 9; otherwise added before it, Ho et al. (2020), app. B. ``checkpointing`` recomputes the block
-    in the backward pass, for less memory.
+    Nichol (2021), eq. 9; otherwise added before it, Ho et al. (2020), app. B.
     """
 
     def __init__(
@@ -59,11 +57,9 @@ class ResBlock(nn.Module):
         embedding_channels: int,
         dropout: float,
         film: bool,
-        checkpointing: bool,
     ) -> None:
         super().__init__()
         self.film = film
-        self.checkpointing = checkpointing
         self.norm1 = group_norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.embedding = nn.Linear(embedding_channels, (2 if film else 1) * out_channels)
@@ -73,11 +69,6 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else Pointwise(in_channels, out_channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(self._forward, x, embedding, use_reentrant=False)
-        return self._forward(x, embedding)
-
-    def _forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         condition = self.embedding(F.silu(embedding))[:, :, None, None]
         if self.film:

@@ -101,7 +101,7 @@ def test_attention_is_softmax_attention():
 @pytest.mark.parametrize("film", [True, False])
 def test_residual_blocks_are_the_published_formula(film):
     """Second implementation, from the functional forms."""
-    block = awake(ResBlock(8, 16, 12, dropout=0.0, film=film, checkpointing=False))
+    block = awake(ResBlock(8, 16, 12, dropout=0.0, film=film))
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x, embedding = torch.randn(2, 8, 5, 5), torch.randn(2, 12)
@@ -122,7 +122,7 @@ def test_each_level_gets_the_features_of_its_own_way_down():
     net.stem.register_forward_hook(lambda module, args, out: outputs.append(out))
     for module in net.down:
         module.register_forward_hook(lambda module, args, out: outputs.append(out))
-    blocks = [module for module in net.up if isinstance(module, ResAttention)]
+    blocks = [module.block for module in net.up if isinstance(module, ResAttention)]
     for block in blocks:
         block.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     middle = []
