@@ -19,6 +19,7 @@ from ddpm_lightning.diffusion.weighting import Uniform
 from ddpm_lightning.lr_schedules import LRSchedule
 
 HELD_OUT_TIMES = 40
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 Batch = tuple[Tensor, Tensor]
 
@@ -31,8 +32,9 @@ class DiffusionModule(L.LightningModule):
     Salimans (2022), algorithm 1. ``offset_noise``: standard deviation of a further noise that is the same for all
     pixels of a channel, Guttenberg (2023). ``input_perturbation``: standard deviation of noise that the network sees
     but is not to predict, Ning et al. (2023), who take .1. ``val_times``: at how many of the 40 times each held-out
-    image is tried. All randomness of a training step is keyed by (seed, batches so far, rank): so ranks differ, and a
-    resumed run repeats nothing.
+    image is tried. ``compile`` and ``compile_mode``: whether and how torch.compile is to compile the network. All
+    randomness of a training step is keyed by (seed, batches so far, rank): so ranks differ, and a resumed run repeats
+    nothing.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class DiffusionModule(L.LightningModule):
         val_times: int = 1,
         seed: int = 0,
         compile: bool = False,
+        compile_mode: str = "default",
     ) -> None:
         super().__init__()
         if not 0 <= label_drop <= 1:
@@ -75,8 +78,10 @@ class DiffusionModule(L.LightningModule):
         self.grad_norm = torch.zeros(())  # of the newest optimizer step, before clipping
         self.validated_images = 0
         self.validated_at: int | None = None  # the optimizer step of the newest held-out loss
+        if compile_mode not in COMPILE_MODES:
+            raise ValueError(f"compile_mode must be one of {', '.join(COMPILE_MODES)}, got {compile_mode}")
         if compile:
-            self.denoiser.net.compile(fullgraph=True)  # in place, so that no weight is renamed
+            self.denoiser.net.compile(fullgraph=True, mode=compile_mode)  # in place, so that no weight is renamed
 
     @property
     def num_classes(self) -> int | None:
