@@ -19,6 +19,7 @@ from ddpm_lightning.diffusion.weighting import Uniform
 from ddpm_lightning.lr_schedules import LRSchedule
 
 HELD_OUT_TIMES = 40
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 Batch = tuple[Tensor, Tensor]
 
@@ -31,8 +32,9 @@ class DiffusionModule(L.LightningModule):
     Salimans (2022), algorithm 1. ``offset_noise``: standard deviation of a further noise that is the same for all
     pixels of a channel, Guttenberg (2023). ``input_perturbation``: standard deviation of noise that the network sees
     but is not to predict, Ning et al. (2023), who take .1. ``val_times``: at how many of the 40 times each held-out
-    image is tried. All randomness of a training step is keyed by (seed, batches so far, rank): so ranks differ, and a
-    resumed run repeats nothing.
+    image is tried. ``compile`` and ``compile_mode``: whether and how torch.compile is to compile the network. All
+    randomness of a training step is keyed by (seed, batches so far, rank): so ranks differ, and a resumed run repeats
+    nothing.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class DiffusionModule(L.LightningModule):
         val_times: int = 1,
         seed: int = 0,
         compile: bool = False,
+        compile_mode: str = "default",
     ) -> None:
         super().__init__()
         if not 0 <= label_drop <= 1:
@@ -75,8 +78,10 @@ class DiffusionModule(L.LightningModule):
         self.grad_norm = torch.zeros(())  # of the newest optimizer step, before clipping
         self.validated_images = 0
         self.validated_at: int | None = None  # the optimizer step of the newest held-out loss
+        if compile_mode not in COMPILE_MODES:
+            raise ValueError(f"compile_mode must be one of {', '.join(COMPILE_MODES)}, got {compile_mode}")
         if compile:
-            self.denoiser.net.compile(fullgraph=True)  # in place, so that no weight is renamed
+            self.denoiser.net.compile(fullgraph=True, mode=compile_mode)  # in place, so that no weight is renamed
 
     @property
     def num_classes(self) -> int | None:
@@ -160,18 +165,20 @@ class DiffusionModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        # not self.parameters(), which walks through all modules: that takes longer than the norm of a small network
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         scaled = has_scaler(self.trainer)
         if not (scaled and optimizer.param_groups[0].get("fused")):  # which unscales within its step
-            self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
             self.log("train/grad_norm", self.grad_norm)
         if gradient_clip_val is None or scaled:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         # Lightning refuses to clip for fused optimizers in any mixed precision; without a scaler it is safe
         if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         else:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
 
 
 def has_scaler(trainer: Any) -> bool:

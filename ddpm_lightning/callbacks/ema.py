@@ -37,6 +37,7 @@ class EMA(L.Callback):
         self.step = 0
         self.num_updates = 0
         self.averages: dict[str, dict[str, Tensor]] = {}
+        self.weights: list[Tensor] = []  # of the module that is trained, in the averages' order
         self.in_place = RAW
 
     @property
@@ -50,6 +51,7 @@ class EMA(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         weights = self._weights(pl_module)
+        self.weights = list(weights.values())
         # loaded averages come on the CPU
         self.averages = {
             name: {
@@ -66,13 +68,12 @@ class EMA(L.Callback):
         if trainer.global_step <= self.step:  # a batch that was accumulated, without an optimizer step
             return
         self.step = trainer.global_step
-        weights = list(self._weights(pl_module).values())
         for name, decay in self.decays.items():
             average = list(self.averages[name].values())
             if self.step <= self.start_step:
-                torch._foreach_copy_(average, weights)
+                torch._foreach_copy_(average, self.weights)
             else:
-                torch._foreach_lerp_(average, weights, 1 - self.decay_at(self.num_updates, decay))
+                torch._foreach_lerp_(average, self.weights, 1 - self.decay_at(self.num_updates, decay))
         self.num_updates += self.step > self.start_step
 
     @contextmanager

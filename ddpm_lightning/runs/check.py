@@ -18,6 +18,7 @@ from ddpm_lightning.diffusion.samplers.spacing import visited_times
 from ddpm_lightning.diffusion.timesteps import ImportanceTimesteps
 from ddpm_lightning.module import DiffusionModule, total_steps
 from ddpm_lightning.runs.build import MISTAKES, explain
+from ddpm_lightning.runs.precision import AUTO
 from ddpm_lightning.runs.refusal import Refusal
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
@@ -26,8 +27,8 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 def check_values(cfg: DictConfig) -> None:
     """Refuse what Lightning would accept, and what would then fail late or silently."""
     precision, clip = str(cfg.trainer.precision), cfg.trainer.gradient_clip_val
-    if precision not in PRECISIONS:  # half-precision weights would ruin the average and the schedule
-        raise Refusal(f"trainer.precision={precision}: must be one of {', '.join(PRECISIONS)}")
+    if precision not in (*PRECISIONS, AUTO):  # half-precision weights would ruin the average and the schedule
+        raise Refusal(f"trainer.precision={precision}: must be one of {', '.join((*PRECISIONS, AUTO))}")
     if clip is not None and not clip > 0:
         raise Refusal(f"trainer.gradient_clip_val={clip}: must be above 0, or null for no clipping")
     if precision == "16-mixed" and cfg.optimizer.get("fused") and clip:

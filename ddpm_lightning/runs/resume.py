@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from ddpm_lightning.checkpoint import EXPORTED, find_checkpoint, read_checkpoint
+from ddpm_lightning.runs.precision import AUTO
 from ddpm_lightning.runs.refusal import Refusal
 
 # What shapes the weights must be the same in a run and in the one it goes on from: these groups and keys ...
@@ -27,10 +28,11 @@ FREE = (
 
 
 class Start(NamedTuple):
-    """The checkpoint a run goes on from, and its step; None and 0 for a fresh start."""
+    """The checkpoint a run goes on from, its step, and its precision; None, 0 and None for a fresh start."""
 
     checkpoint: Path | None
     step: int
+    precision: str | None = None
 
 
 def find_start(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Start:
@@ -49,8 +51,11 @@ def find_start(cfg: DictConfig, config: dict[str, Any], folder: Path) -> Start:
         checkpoint = read_checkpoint(path)
     except (FileNotFoundError, ValueError) as error:
         raise Refusal(f"resume={cfg.resume}: must be auto, never, or a checkpoint or run folder ({error})") from error
-    _check_same(_flat(checkpoint["config"]), _flat(config), path)
-    return Start(path, checkpoint["global_step"])
+    saved, now = _flat(checkpoint["config"]), _flat(config)
+    if now["trainer.precision"] == AUTO:  # in a run that goes on, the one it has
+        now["trainer.precision"] = saved["trainer.precision"]
+    _check_same(saved, now, path)
+    return Start(path, checkpoint["global_step"], saved["trainer.precision"])
 
 
 def _check_same(saved: dict[str, Any], config: dict[str, Any], path: Path) -> None:

@@ -30,6 +30,7 @@ from ddpm_lightning.runs.check import check_devices, check_fit, check_length, ch
 from ddpm_lightning.runs.command import write_json
 from ddpm_lightning.runs.describe import describe, gather
 from ddpm_lightning.runs.failure import explain_failure
+from ddpm_lightning.runs.precision import AUTO, fastest
 from ddpm_lightning.runs.record import finished_loss, record_start
 from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.resume import Start, find_start
@@ -51,6 +52,10 @@ def train(cfg: DictConfig) -> float:
     config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     with _hold(folder):
         start = find_start(cfg, config, folder)
+        if cfg.trainer.precision == AUTO:
+            cfg.trainer.precision = start.precision or fastest(cfg.trainer.accelerator)
+            config["trainer"]["precision"] = cfg.trainer.precision  # as the run is recorded
+            say(f"precision {cfg.trainer.precision}, by trainer.precision=auto")
         finished = finished_loss(cfg, folder, start.step)
         if start.checkpoint and finished is not None:
             say(f"{folder} is finished: {start.step} steps, held-out loss {finished:.4f}")

@@ -4,7 +4,7 @@ from conftest import group_options
 from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_lightning.nn.blocks import Attention, ResBlock
+from ddpm_lightning.nn.blocks import Attention, Pointwise, ResBlock, attend
 from ddpm_lightning.nn.embedding import TimeEmbedding
 from ddpm_lightning.nn.unet import ResAttention, UNet
 
@@ -101,7 +101,7 @@ def test_attention_is_softmax_attention():
 @pytest.mark.parametrize("film", [True, False])
 def test_residual_blocks_are_the_published_formula(film):
     """Second implementation, from the functional forms."""
-    block = awake(ResBlock(8, 16, 12, dropout=0.0, film=film, checkpointing=False))
+    block = awake(ResBlock(8, 16, 12, dropout=0.0, film=film))
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x, embedding = torch.randn(2, 8, 5, 5), torch.randn(2, 12)
@@ -122,7 +122,7 @@ def test_each_level_gets_the_features_of_its_own_way_down():
     net.stem.register_forward_hook(lambda module, args, out: outputs.append(out))
     for module in net.down:
         module.register_forward_hook(lambda module, args, out: outputs.append(out))
-    blocks = [module for module in net.up if isinstance(module, ResAttention)]
+    blocks = [module.block for module in net.up if isinstance(module, ResAttention)]
     for block in blocks:
         block.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     middle = []
@@ -226,3 +226,43 @@ def test_time_embedding_is_the_sinusoid_of_its_paper():
 def test_wrong_combinations_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         tiny(**settings)
+
+
+def gradients(net, x):
+    net.zero_grad()
+    net(x, torch.tensor([3, 700])).square().mean().backward()
+    return [parameter.grad.clone() for parameter in net.parameters()]
+
+
+def test_the_order_in_memory_changes_no_gradient():
+    """Second implementation: other kernels of torch, for the same network."""
+    net, x = awake(tiny(num_heads=2, base_channels=16)), torch.randn(2, 1, 8, 8)
+    orders = {}
+    net.head[0].register_forward_hook(lambda module, args, out: orders.update({net.channels_last: out.stride(1) == 1}))
+    found = {}
+    for net.channels_last in (None, True, False):
+        found[net.channels_last] = gradients(net, x)
+    assert orders == {None: True, True: True, False: False}
+    for a, b, c in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_on_a_cpu_keeps_channels_apart():
+    """Torch's group norm is many times slower there with channels last."""
+    net, orders = tiny(), []
+    net.head[0].register_forward_hook(lambda module, args, out: orders.append(out.is_contiguous()))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.randn(2, 1, 8, 8), torch.tensor([3, 700]))
+    assert orders == [True]
+
+
+def test_a_pointwise_convolution_is_a_matrix_product():
+    layer, x = Pointwise(6, 4), torch.randn(3, 6, 5, 5)
+    expected = torch.einsum("oc,bchw->bohw", layer.weight[:, :, 0, 0], x) + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_attention_is_that_of_torch():
+    q, k, v = torch.randn(3, 2, 4, 9, 8).unbind(0)
+    torch.testing.assert_close(attend(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))

@@ -1,0 +1,98 @@
+"""scripts/benchmark.py at sizes of seconds: what it writes, not how fast anything is."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.counting import convolution_limit
+from benchmarks.memory import memory, peak
+from benchmarks.setting import Setting
+from benchmarks.show import table
+from benchmarks.startup import _seconds
+from benchmarks.timing import in_turn, ratio
+from benchmarks.train import TRAINER, train
+
+TINY = {"channels": 32, "size": 16, "batch": 2, "repeats": 1, "steps": 1}
+
+
+@pytest.fixture
+def peers():
+    pytest.importorskip("diffusers")
+    pytest.importorskip("denoising_diffusion_pytorch")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the peers'
+def test_training_is_measured_beside_the_peers(tmp_path, capsys, peers):
+    train(Setting(tmp_path, **TINY))
+    found = json.loads((tmp_path / "train.json").read_text())
+    rows = {(row["who"], row["precision"]): row for row in found["rows"]}
+    assert len(rows) == 8
+    assert all(row["images/s"] > 0 and "failed" not in row for row in rows.values())
+    ours, theirs = (rows[who, "32-true"] for who in (TRAINER, "diffusers"))
+    assert (ours["M params"], ours["GFLOP"]) == (theirs["M params"], theirs["GFLOP"])  # the same network
+    assert rows["this project, bare step", "32-true"]["reads/step"] == 0
+    assert rows["diffusers", "32-true"]["reads/step"] > 0
+    assert len(found["compared"]) == 7
+    assert (tmp_path / "train.png").stat().st_size > 1000
+    assert "Trainer to diffusers' step, fp32" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_without_the_peers_ours_is_measured_and_a_line_says_what_to_install(tmp_path, capsys, monkeypatch):
+    for package in ("diffusers", "denoising_diffusion_pytorch"):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+    train(Setting(tmp_path, **TINY))
+    out = capsys.readouterr().out
+    assert out.count("not installed: pip install -e '.[bench]'") == 4
+    assert "Trainer's time to the bare step's" in out
+    assert "Trainer to diffusers" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_memory_is_less_with_recomputed_activations(tmp_path, peers):
+    memory(Setting(tmp_path, channels=32, batch=4))
+    peaks = {
+        (r["who"], r["precision"]): r.get("peak MB") for r in json.loads((tmp_path / "memory.json").read_text())["rows"]
+    }
+    plain, recomputing = (f"this project, bare step{more}" for more in ("", ", recomputing"))
+    assert peaks[recomputing, "32-true"] < 0.55 * peaks[plain, "32-true"]
+    assert peaks[recomputing, "32-true"] < peaks["diffusers, recomputing", "32-true"]
+    assert peaks[plain, "32-true"] < 1.05 * peaks["diffusers", "32-true"]
+    assert peaks["denoising-diffusion-pytorch, recomputing", "32-true"] is None
+
+
+def test_the_peak_is_what_was_held_at_once():
+    def step():
+        first = torch.empty(1_000_000)
+        del first
+        both = torch.empty(2_000_000), torch.empty(500_000)
+        del both
+
+    assert peak(step, Setting(None)) == pytest.approx(10e6, rel=0.001)
+
+
+def test_a_failure_is_told_and_stops_nobody_else():
+    def broken():
+        raise RuntimeError("out of luck\nat length")
+
+    seconds, failed = in_turn({"a": lambda: 2.0, "broken": broken, "b": lambda: 1.0}, repeats=3)
+    assert seconds == {"a": [2.0] * 3, "b": [1.0] * 3}
+    assert failed == {"broken": "RuntimeError: out of luck"}
+    assert ratio(seconds["a"], seconds["b"]) == 2
+    assert "out of luck" in table([{"who": "a", "images/s": 1.5}, {"who": "broken", "failed": failed["broken"]}])
+
+
+def test_the_limit_counts_the_convolutions_operations():
+    """By a clock that stands still but for one second each time it is asked."""
+    ticks = iter(range(100))
+    # 10 times 2 x 9 x 8^2 x 16^2 operations for each of 2 images, in one second: the first size is the largest
+    found = convolution_limit(16, 8, 2, lambda: float(next(ticks)), "cpu")
+    assert found == 10 * 2 * 9 * 8 * 8 * 16 * 16 * 2
+
+
+def test_help_comes_within_seconds():
+    assert 0 < _seconds(["--help"]) < 60
