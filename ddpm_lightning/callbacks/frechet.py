@@ -139,8 +139,8 @@ class FrechetDistance(L.Callback):
                 raise _Stopping
 
         for share in _shares(trainer, range(self.num_samples), self.batch_size):
-            labels = None if num_classes is None else [i % num_classes for i in share]
             seeds = [self.seed + i for i in share]
+            labels = None if num_classes is None else [seed % num_classes for seed in seeds]
             arguments = (seeds, labels, self.batch_size, device, watch, BLOCK if device.type == "cpu" else 1)
             images: list[Tensor] = []
             try:

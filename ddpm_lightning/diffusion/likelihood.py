@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_lightning.diffusion.bound import bound_term, normal_kl, reverse_variance
 from ddpm_lightning.diffusion.forward import diffuse, noise_from_x0
 from ddpm_lightning.diffusion.guidance import X0Estimator
+from ddpm_lightning.diffusion.samplers.spacing import MAX_SIGMA, visited_times
 from ddpm_lightning.diffusion.schedules.base import NoiseSchedule
 
 Probes = Callable[[Tensor], Sequence[Tensor]]  # for images, random vectors like them
@@ -60,6 +61,17 @@ def spread_times(num_times: int, T: int, offset: Tensor) -> Tensor:
     ends[-1] = num_times  # the very sum, which rounding may miss
     wanted = torch.arange(num_times, dtype=torch.float64).view(-1, 1) + offset
     return torch.searchsorted(ends, wanted, right=True)
+
+
+def flow_times(schedule: NoiseSchedule, num_steps: int, spacing: str) -> list[int]:
+    """Rising times from 1 for the flow, at most ``num_steps + 1``, up to sigma / alpha = MAX_SIGMA.
+
+    Beyond it there is nothing left to integrate but noise, and the cosine schedule's last move, from 642 to 20 291,
+    would be off by more than the whole figure. Raises ValueError unless num_steps < T.
+    """
+    times = visited_times(schedule, num_steps + 1, spacing)[-2::-1]
+    ratio = schedule.table.snr.rsqrt()
+    return [t for t in times if t == 1 or ratio[t] <= MAX_SIGMA]
 
 
 def flow_slope(denoiser: X0Estimator, y: Tensor, t: int, label: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,8 @@ class Classifier:
         with threadpool_limits(1):  # for the same bits, and sooner: the matrices are small
             self.mlp.fit(self._pixels(images, -1, 1), classes)
             self.svm.fit(self._pixels(images, 0, 16), classes)
-        weights = b"".join(array.tobytes() for array in (*self.mlp.coefs_, *self.mlp.intercepts_))
+        learned = (*self.mlp.coefs_, *self.mlp.intercepts_, self.svm.support_vectors_, self.svm.dual_coef_)
+        weights = b"".join(array.tobytes() for array in (*learned, self.svm.intercept_))
         self.protocol["sha256"] = hashlib.sha256(weights).hexdigest()
 
     def to(self, device: torch.device) -> None:

@@ -12,6 +12,11 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from ddpm_lightning.evaluation.store import read_arrays, replace_whole
+
+KID_SUBSETS = 100
+IS_SPLITS = 10
+NEIGHBOURS = 3
 METRICS = ("fid", "kid", "is", "prc", "memorisation")
 KID_SUBSET = 1000
 
@@ -30,15 +35,24 @@ class Statistics(NamedTuple):
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
         """As ``mu`` and ``sigma``, the names other projects use, and what they are of."""
-        with open(path, "wb") as file:  # a name without .npz stays as it is
-            np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
+
+        def write(part: Path) -> None:
+            with open(part, "wb") as file:  # a name without .npz stays as it is
+                np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
+
+        replace_whole(path, write)
 
     @classmethod
     def load(cls, path: Path) -> tuple["Statistics", dict[str, Any]]:
-        """Those of a file, of this project or another, and what it says that they are of. Raises ValueError."""
-        with np.load(path) as arrays:
-            mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
-            about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+        """Those of a file, of this project or another, and what it says that they are of.
+
+        Raises KeyError for a file without ``mu`` and ``sigma``, ValueError for one that can't be read.
+        """
+        arrays = read_arrays(path)
+        if not {"mu", "sigma"} <= arrays.keys():
+            raise KeyError(f"{path} has no mu and sigma")
+        mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+        about = json.loads(str(arrays["about"])) if "about" in arrays else {}
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(f"mu must be (D,) and sigma (D, D), got {mean.shape} and {covariance.shape}")
         return cls(mean, covariance), about
@@ -51,28 +65,40 @@ def frechet_distance(generated: Tensor | Statistics, real: Tensor | Statistics) 
     return float(fid_statistics_to_metric(*known, verbose=False)["frechet_inception_distance"])
 
 
+def kernel_subset(generated: int, real: int) -> int:
+    """How many of so many features a subset of the kernel distance has."""
+    return min(KID_SUBSET, generated, real)
+
+
 def kernel_distance(generated: Tensor, real: Tensor) -> tuple[float, float]:
     """Mean and deviation over 100 subsets of the unbiased squared MMD with a cubic kernel.  Binkowski et al. (2018)."""
-    size = min(KID_SUBSET, len(generated), len(real))
-    found = kid_features_to_metric(generated, real, kid_subset_size=size, verbose=False)
+    size = kernel_subset(len(generated), len(real))
+    found = kid_features_to_metric(
+        generated.double(), real.double(), kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False
+    )
     return float(found["kernel_inception_distance_mean"]), float(found["kernel_inception_distance_std"])
 
 
 def inception_score(logits: Tensor) -> float:
     """exp of the mean divergence of p(class | image) from p(class), over 10 splits.  Salimans et al. (2016), sec. 4."""
-    return float(isc_features_to_metric(logits)["inception_score_mean"])
+    return float(isc_features_to_metric(logits, splits=IS_SPLITS)["inception_score_mean"])
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
     """Share of generated features among the real ones, and of real among the generated: within the reach of
     their 3rd neighbours.  Kynkäänniemi et al. (2019), eq. 1-3."""
-    found = prc_features_to_metric(generated, real, verbose=False, save_cpu_ram=True)
+    centre = real.mean(0)  # far from which the library's distances would be rounded
+    found = prc_features_to_metric(
+        generated - centre, real - centre, prc_neighborhood=NEIGHBOURS, verbose=False, save_cpu_ram=True
+    )
     return found["precision"], found["recall"]
 
 
 def nearest(features: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
     """The distance (N,) of each of the features (N, D) to the nearest training one, and the index (N,) of that."""
-    index = torch.cat([torch.cdist(part, training).argmin(1) for part in features.split(1000)])
+    centre = training.mean(0)  # far from which cdist would round
+    centred = training - centre
+    index = torch.cat([torch.cdist(part - centre, centred).argmin(1) for part in features.split(1000)])
     return (features - training[index]).norm(dim=1), index  # anew, as cdist rounds the distances of copies
 
 

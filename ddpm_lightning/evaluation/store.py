@@ -55,12 +55,12 @@ class FeatureStore:
             for part in self.folder.glob("part-*.npz"):
                 part.unlink(missing_ok=True)
             replace_whole(record, lambda file: file.write_text(json.dumps(described, indent=1) + "\n"))
-        self._rows: dict[int, tuple[Path, int, float]] = {}  # file, row, seconds
+        self._parts: dict[int, tuple[Path, float]] = {}  # by index: the file that has its row, and the row's seconds
         self.refresh()
 
     def refresh(self) -> None:
         """Look again for rows, also of other processes."""
-        self._rows = {}
+        self._parts = {}
         for part in sorted(self.folder.glob("part-*.npz")):
             try:
                 with open(part, "rb") as file, np.load(file) as arrays:  # which leaves a broken one open
@@ -73,32 +73,37 @@ class FeatureStore:
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Those that have no row yet, in their order."""
-        return [index for index in indices if index not in self._rows]
+        return [index for index in indices if index not in self._parts]
 
     def add(self, indices: Sequence[int], rows: Extracted, seconds: float = 0.0) -> None:
         """Keep rows, and how many seconds they took."""
         arrays = {name: tensor.numpy() for name, tensor in rows._asdict().items() if tensor is not None}
-        path = self.folder / f"part-{indices[0]:012d}-{len(indices)}.npz"
+        named = hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest()[:16]  # other rows never take its place
+        path = self.folder / f"part-{indices[0]:012d}-{named}.npz"
         replace_whole(path, lambda part: np.savez(part, indices=np.array(indices), seconds=seconds, **arrays))
         self._note(path, indices, seconds)
 
     def _note(self, path: Path, indices: Sequence[int], seconds: float) -> None:
-        self._rows |= {index: (path, row, seconds / len(indices)) for row, index in enumerate(indices)}
+        self._parts |= {index: (path, seconds / len(indices)) for index in indices}
 
     def seconds(self, indices: Sequence[int]) -> float:
         """That the rows took when they were made, of all processes together."""
-        return sum(self._rows[index][2] for index in indices)
+        return sum(self._parts[index][1] for index in indices)
 
     def read(self, indices: Sequence[int]) -> Extracted:
         """Rows in the order asked for. Raises KeyError for one that is not there."""
-        places = [self._rows[index][:2] for index in indices]
-        parts: dict[Path, dict[str, np.ndarray]] = {}
-        for path, _ in places:
-            if path not in parts:
-                with np.load(path) as arrays:
-                    parts[path] = {name: arrays[name] for name in Extracted._fields if name in arrays}
-        names = parts[places[0][0]].keys()
-        found = {n: torch.from_numpy(np.stack([parts[path][n][row] for path, row in places])) for n in names}
+        paths = dict.fromkeys(self._parts[index][0] for index in indices)
+        parts: dict[str, list[np.ndarray]] = {}
+        places: dict[int, int] = {}
+        count = 0
+        for path in paths:
+            with np.load(path) as arrays:
+                places |= {index: count + row for row, index in enumerate(arrays["indices"].tolist())}
+                count += len(arrays["indices"])
+                for name in (n for n in Extracted._fields if n in arrays):
+                    parts.setdefault(name, []).append(arrays[name])
+        order = torch.tensor([places[index] for index in indices])
+        found = {name: torch.from_numpy(np.concatenate(arrays))[order] for name, arrays in parts.items()}
         return Extracted(found["features"], found.get("logits"), found.get("predicted"))
 
 
@@ -124,6 +129,15 @@ def fill(
         batch = indices[start : start + batch_size]
         store.add(batch, extract(features, images(batch), block), time.perf_counter() - began)
         on_batch(len(batch))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The content of an .npz file. Raises ValueError for anything else."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"not an .npz file of arrays: {error}") from error
 
 
 def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:

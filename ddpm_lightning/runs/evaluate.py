@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from ddpm_lightning.runs.figures.fidelity import fidelity
+from ddpm_lightning.runs.figures.fidelity import fidelity, same_hash
 from ddpm_lightning.runs.figures.likelihood import likelihood
 from ddpm_lightning.runs.figures.reconstruction import reconstruction
 from ddpm_lightning.runs.figures.selfcheck import selfcheck
@@ -30,6 +30,6 @@ def evaluate(cfg: DictConfig) -> float:
 def _open(cfg: DictConfig) -> Session:
     session = open_session(cfg)
     wanted, found = cfg.ckpt_sha256, session.loaded.sha256
-    if wanted is not None and (len(str(wanted)) < 8 or not found.startswith(str(wanted))):
-        raise Refusal(f"ckpt_sha256={wanted}: must be that of {session.loaded.path}, {found[:8]}...")
+    if wanted is not None and not same_hash(wanted, found):
+        raise Refusal(f"ckpt_sha256={wanted}: must be that of {session.loaded.path}, sha256-{found[:8]}")
     return session

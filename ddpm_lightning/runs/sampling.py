@@ -75,9 +75,7 @@ class Session(NamedTuple):
 
 def open_session(cfg: DictConfig) -> Session:
     """Load what the command names, and find it to fit together. Raises Refusal."""
-    device = best_device() if cfg.device == "auto" else cfg.device
-    if str(device).partition(":")[0] not in DEVICES:
-        raise Refusal(f"device={device}: must be auto, or one of {', '.join(DEVICES)}")
+    device = check_device(cfg)
     try:
         loaded = load_denoiser(str(cfg.ckpt), str(cfg.weights), device)
     except (*MISTAKES, KeyError, RuntimeError, ImportError) as error:
@@ -87,10 +85,18 @@ def open_session(cfg: DictConfig) -> Session:
     check_sampler(sampler, loaded.denoiser)
     check_integer(cfg, "batch_size", 1)
     check_integer(cfg, "seed", 0, 2**62)
+    denoiser = steer(cfg, loaded, cfg.guidance)
+    return Session(cfg, loaded, sampler, denoiser, device)
+
+
+def check_device(cfg: DictConfig) -> torch.device:
+    """The device that is asked for, or the best one. Raises Refusal for one that is none, and for such a precision."""
+    device = best_device() if cfg.device == "auto" else str(cfg.device)
+    if device.partition(":")[0] not in DEVICES:
+        raise Refusal(f"device={device}: must be auto, or one of {', '.join(DEVICES)}")
     if cfg.precision not in PRECISIONS:
         raise Refusal(f"precision={cfg.precision}: must be one of {', '.join(PRECISIONS)}")
-    denoiser = steer(cfg, loaded, cfg.guidance)
-    return Session(cfg, loaded, sampler, denoiser, torch.device(device))
+    return torch.device(device)
 
 
 def steer(cfg: DictConfig, loaded: Loaded, guidance: float) -> X0Estimator:

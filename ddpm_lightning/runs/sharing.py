@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ddpm_lightning.runs.refusal import Failure, Refusal
-from ddpm_lightning.runs.sampling import Session, check_integer, open_session, sampling_context
+from ddpm_lightning.runs.sampling import Session, check_integer, open_session
 
 # a function of a module, given the share's session, its seeds, a folder, and the number of the process
 Work = Callable[[Session, Sequence[int], Path, int], None]
@@ -31,7 +31,18 @@ def share_out(work: Work, session: Session, seeds: Sequence[int], folder: Path) 
     config: Any = OmegaConf.to_container(session.cfg, resolve=True)
     devices = session.cfg.devices
     try:
-        spawn(_share, (work, config, list(seeds), folder, session.loaded.sha256), nprocs=min(devices, len(seeds)))
+        arguments = (work, config, list(seeds), folder, session.loaded.sha256)
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the processes, until they are ready
+        try:
+            context = spawn(_share, arguments, nprocs=min(devices, len(seeds)), join=False)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        while not context.join():
+            pass
+    except KeyboardInterrupt:
+        for process in context.processes:
+            process.terminate()
+        raise
     except (ProcessRaisedException, ProcessExitedException) as error:
         raise Failure(f"devices={devices}: one failed ({str(error).strip().splitlines()[-1]})") from error
 
@@ -47,5 +58,4 @@ def _share(rank: int, work: Work, config: dict[str, Any], seeds: list[int], fold
     session = open_session(cfg)
     if session.loaded.sha256 != sha256:
         raise Failure("the checkpoint was replaced meanwhile")
-    with sampling_context(session):
-        work(session, seeds[rank :: cfg.devices], folder, rank)
+    work(session, seeds[rank :: cfg.devices], folder, rank)

@@ -10,6 +10,7 @@ from ddpm_lightning.evaluation.fidelity import (
     inception_score,
     kernel_distance,
     memorisation_ratio,
+    nearest,
     precision_recall,
 )
 
@@ -59,6 +60,23 @@ def test_precision_is_of_the_generated_and_recall_of_the_real():
     precision, recall = precision_recall(generated, real)
     assert precision > 0.9
     assert 0.4 < recall < 0.55
+
+
+def test_neighbours_and_recall_do_not_depend_on_where_the_features_lie():
+    """Squared distances of features far from 0 would be differences of large numbers."""
+    training = torch.randn(200, 8)
+    features = training[:50] + 1e-3 * torch.randn(50, 8)
+    distance, index = nearest(features + 300, training + 300)
+    assert index.tolist() == list(range(50))
+    torch.testing.assert_close(distance, (features - training[:50]).norm(dim=1), rtol=0.1, atol=1e-4)
+    new = torch.randn(200, 8)
+    assert precision_recall(new + 300, training + 300) == precision_recall(new, training)
+
+
+def test_memorisation_is_by_medians():
+    training = torch.zeros(1, 1)
+    generated, held_out = torch.tensor([[1.0], [2.0], [300.0]]), torch.tensor([[4.0], [4.0], [-1000.0]])
+    assert memorisation_ratio(generated, training, held_out) == 2 / 4
 
 
 def test_memorisation_is_one_for_new_and_zero_for_copied_features():

@@ -11,13 +11,14 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
-import ddpm_lightning.runs.figures.fidelity as module
 from ddpm_lightning.data.cifar10 import CIFAR10
 from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.data.resident import LabelledImages
 from ddpm_lightning.evaluation.features import Classifier, Extracted, Inception
+from ddpm_lightning.evaluation.fidelity import Statistics, nearest
 from ddpm_lightning.runs.evaluate import evaluate
 from ddpm_lightning.runs.figures import extraction, sides
+from ddpm_lightning.runs.figures.reference import Real
 from ddpm_lightning.runs.figures.scores import accuracy, by_class, combined, score
 from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.sampling import open_session
@@ -38,6 +39,10 @@ def classifier(digits):
     found = Classifier()
     found.fit(*digits.split("train"))
     return found
+
+
+def real_of(rows):
+    return Real(rows, Statistics.of(rows.features))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +171,7 @@ def test_real_images_score_far_better_than_noise_and_copies_are_told(digits, cla
     metrics = ["fid", "prc", "memorisation"]
 
     def figures(images):
-        return score(metrics, classifier(images), classifier(train_split.images), classifier(held_out.images))
+        return score(metrics, classifier(images), real_of(classifier(train_split.images)), classifier(held_out.images))
 
     copies, real = figures(train_split.images), figures(held_out.images)
     noise = figures(torch.randint(0, 256, (450, 1, 8, 8), dtype=torch.uint8))
@@ -180,7 +185,7 @@ def test_real_images_score_far_better_than_noise_and_copies_are_told(digits, cla
 
 
 def test_one_class_alone_is_precise_and_recalls_little_and_accuracy_is_that_of_the_generated(digits, classifier):
-    held_out, real = digits.split("val"), classifier(digits.split("train").images)
+    held_out, real = digits.split("val"), real_of(classifier(digits.split("train").images))
     threes = classifier(held_out.images[held_out.labels == 3])
     figures = score(["prc"], threes, real)
     assert figures["precision"] > 0.8
@@ -228,7 +233,7 @@ def test_statistics_stand_for_the_images_they_are_of(run, tmp_path):
     read = run("metrics=[fid]", f"reference={tmp_path / 'stats.npz'}")
     assert read["metrics"]["fid"] == whole
     assert "Digits train 1347 array" in read["line"]
-    with pytest.raises(Refusal, match=r"metrics=\['prc'\]: needs reference images, and .* their statistics alone"):
+    with pytest.raises(Refusal, match=r"metrics=\['prc'\]: needs reference images, and .* holds statistics alone"):
         run("metrics=[fid,prc]", f"reference={tmp_path / 'stats.npz'}")
     with pytest.raises(Refusal, match="must be of the same features, is of classifier sha256"):
         run("metrics=[fid]", f"reference={tmp_path / 'stats.npz'}", "features=pixels")
@@ -237,6 +242,18 @@ def test_statistics_stand_for_the_images_they_are_of(run, tmp_path):
     with pytest.warns(UserWarning, match="does not say what it is of"):
         foreign = run("metrics=[fid]", f"reference={tmp_path / 'foreign.npz'}")
     assert foreign["metrics"]["fid"] == pytest.approx(whole, rel=1e-4)
+    about = json.loads(str(arrays["about"]))
+    about["features"]["sha256"] = "0" * 64
+    np.savez(tmp_path / "other.npz", **{**arrays, "about": json.dumps(about)})
+    with pytest.raises(Refusal, match="must be of the same features, is of classifier sha256 00000000"):
+        run("metrics=[fid]", f"reference={tmp_path / 'other.npz'}")
+    np.savez(tmp_path / "list.npz", **{**arrays, "about": json.dumps([1, 2])})
+    with pytest.warns(UserWarning, match="does not say what it is of"):
+        run("metrics=[fid]", f"reference={tmp_path / 'list.npz'}")
+    np.savez(tmp_path / "moved.npz", **{**arrays, "mu": arrays["mu"] + 1})  # but says the same of itself
+    moved = run("metrics=[fid]", f"reference={tmp_path / 'moved.npz'}")
+    assert moved["metrics"]["fid"] > whole + 1
+    assert moved["line"].split(" | ")[1:] != read["line"].split(" | ")[1:]
     assert "foreign.npz" in foreign["line"]
     np.savez(tmp_path / "odd.npz", mu=arrays["mu"], sigma=arrays["sigma"][:3])
     with pytest.raises(Refusal, match=r"reference=.*odd.npz: .*sigma \(D, D\), got \(32,\) and \(3, 32\)"):
@@ -307,7 +324,10 @@ def test_grey_images_in_inceptions_features_are_warned_of(run, monkeypatch):
         (["reference={a}", "metrics=[memorisation]"], r"metrics=\[memorisation\]: needs reference=train, .* got .*a"),
         (["reference=train", "metrics=[memorisation]"], "data: must be given, as data=..., where there is no ckpt"),
         (["reference=train"], "data: must be given, as data=..., where there is no ckpt"),
-        (["reference={a}", "repeats=2"], "repeats, keep_samples: must be 1 and false for images="),
+        (["reference={a}", "repeats=2"], "repeats, keep_samples, devices: must be 1, false and 1 for images="),
+        (["reference={a}", "device=foo"], "device=foo: must be auto, or one of"),
+        (["reference={a}", "images_sha256=00000000"], "images_sha256=00000000: must be that of the images, sha256-"),
+        (["reference={a}", "features=classifier", "data=digits"], r"data: must hold images of \(3, 8, 8\), as what"),
         (["reference={a}", "classwise=true"], "classwise=true: needs labels on either side"),
         (["reference={a}", "features=classifier"], "data: must be given"),
         (["reference={a}", "features=pixels", "metrics=[is]"], r"metrics=\[is\]: needs features with classes"),
@@ -403,19 +423,103 @@ def test_the_whole_way_agrees_with_torch_fidelitys_own(run, tmp_path):
     assert (ours["precision"], ours["recall"]) == (theirs["precision"], theirs["recall"])
 
 
-def test_other_metrics_of_the_same_protocol_join_the_file_and_draw_nothing_again(run, smoke, monkeypatch):
-    run("metrics=[fid]")
+def test_other_metrics_draw_nothing_again_and_have_a_file_of_their_own(run, smoke, monkeypatch):
+    first = run("metrics=[fid]", "repeats=2", samples=("num_samples=20", "sampler.num_steps=2"))
     monkeypatch.setattr(sides.Samples, "images", None)
-    assert {"fid", "kid", "kid_std", "accuracy"} <= run("metrics=[kid]")["metrics"].keys()
-    assert len(list((smoke / "evaluation").glob("*.json"))) == 1
+    second = run("metrics=[kid]", "repeats=2", samples=("num_samples=20", "sampler.num_steps=2"))
     monkeypatch.undo()
+    assert set(first["spread"]) == {"fid", "accuracy"} & first["metrics"].keys() & set(first["spread"]) | {"fid"}
+    assert "kid_std" not in second["spread"]
+    assert "fid" not in second["metrics"]
+    assert first["line"].startswith("FD-20")
+    assert second["line"].startswith("KD-20")
+    assert second["protocol"]["kid_subsets"] == [100, 20]
+    assert len(list((smoke / "evaluation").glob("*.json"))) == 2
 
 
-def test_the_nearest_pairs_are_drawn(run, smoke):
-    run("metrics=[memorisation]")
+def test_the_nearest_pairs_are_drawn_as_they_were_scored(run, smoke, digits, classifier):
+    """In the precision of the scored images, and without a trace among those that are kept."""
+    more = ("metrics=[memorisation]", "keep_samples=true", "precision=bf16-mixed")
+    run(*more)
     [picture] = smoke.glob("evaluation/*-nearest.png")
+    [folder] = smoke.glob("evaluation/samples-*")
+    kept = torch.stack([torch.from_numpy(np.array(Image.open(path)))[None] for path in sorted(folder.iterdir())])
+    training = digits.split("train").images
+    distances, places = nearest(classifier(kept).features, classifier(training).features)
+    worst = distances.argsort(stable=True)[:10]
     with Image.open(picture) as image:
-        assert image.width > 10 * 48
+        shown = np.array(image)[..., 0]
+    first = len(shown) - 2 * 50  # below the captions
+    for i, sample in enumerate(worst):
+        cells = [shown[top : top + 48 : 6, 2 + 50 * i : 50 * i + 50 : 6] for top in (first, first + 50)]
+        assert np.array_equal(cells[0], kept[sample, 0])
+        assert np.array_equal(cells[1], training[places[sample], 0])
+
+
+def test_samples_are_drawn_in_the_precision_asked_for_and_features_in_float32(run, monkeypatch):
+    seen = set()
+    original, extracting = sides.generate, Classifier.__call__
+
+    def drawing(*arguments):
+        seen.add(("samples", torch.is_autocast_enabled("cpu")))
+        return original(*arguments)
+
+    def looking(self, images):
+        seen.add(("features", torch.is_autocast_enabled("cpu")))
+        return extracting(self, images)
+
+    monkeypatch.setattr(sides, "generate", drawing)
+    monkeypatch.setattr(Classifier, "__call__", looking)
+    run("metrics=[fid]", "precision=bf16-mixed")
+    assert seen == {("samples", True), ("features", False)}
+
+
+def test_what_is_kept_is_of_the_same_software_and_of_the_same_seeds(run, smoke, monkeypatch):
+    """A store is another one for another version, and what two commands share out differently stays apart."""
+    whole = run("metrics=[fid]", samples=("num_samples=64", "sampler.num_steps=2"))["metrics"]
+    monkeypatch.setitem(extraction.VERSIONS, "torch-fidelity", "0.0")
+    run("metrics=[fid]", samples=("num_samples=64", "sampler.num_steps=2"))
+    stores = list(smoke.glob("evaluation/features/*/key.json"))
+    assert len(stores) == 2
+    keys = [json.loads(path.read_text())["key"] for path in stores]
+    assert all(key["device"] == "cpu" and set(key["versions"]) == set(extraction.VERSIONS) for key in keys)
+    monkeypatch.undo()
+    monkeypatch.chdir(smoke.parent)
+    for part in smoke.glob("evaluation/features/*/part-*"):
+        part.unlink()
+    cfg = ("metrics=[fid]", "batch_size=32")
+    run(*cfg, samples=("num_samples=32", "sampler.num_steps=2", "seed=32"))
+    assert run(*cfg, samples=("num_samples=64", "sampler.num_steps=2"))["metrics"] == whole
+
+
+def classes(folder, names, digits):
+    images, labels = digits.split("val")
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i, image in enumerate(images[labels == int(name)][:12]):
+            Image.fromarray(image[0].numpy()).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_class_folders_are_matched_by_their_names(run, digits, tmp_path):
+    some = classes(tmp_path / "some", "12345", digits)  # without class 0, the first
+    given = ("data=digits", "metrics=[fid]", f"images={some}")
+    assert run(*given, ckpt=None, samples=())["metrics"]["accuracy"] > 0.95
+    with pytest.raises(Refusal, match="of class 0 there are 0 generated and 1[0-9]+ real ones"):
+        run(*given, "classwise=true", ckpt=None, samples=())
+    (tmp_path / "nested").mkdir()
+    shutil.move(some / "1", tmp_path / "nested" / "png")
+    nested = ("data=digits", "metrics=[fid]", f"images={tmp_path / 'nested'}")
+    assert "accuracy" not in run(*nested, ckpt=None, samples=())["metrics"]
+
+
+def test_some_of_the_images_are_drawn_from_all_of_them(run, digits):
+    """A set may be sorted by class."""
+    record = run("images=train", "data=digits", "metrics=[fid]", "num_samples=300", ckpt=None, samples=())
+    assert record["metrics"]["fid"] < 2
+    assert "| 300 drawn by seed 0 |" in record["line"]
+    other = run("images=train", "data=digits", "metrics=[fid]", "num_samples=300", "seed=1", ckpt=None, samples=())
+    assert other["metrics"]["fid"] != record["metrics"]["fid"]
 
 
 @pytest.mark.slow
@@ -427,7 +531,7 @@ def test_the_printed_command_gives_the_printed_figure(script, smoke, tmp_path):
     shutil.rmtree(smoke / "evaluation")
     again = script(*shlex.split(line), XDG_CACHE_HOME=str(tmp_path / "empty"))
     assert again.stdout == first.stdout
-    elsewhere = line.replace("ckpt_sha256=", "ckpt_sha256=f0f0")
+    elsewhere = line.replace("ckpt_sha256=sha256-", "ckpt_sha256=sha256-f0f0")
     assert "must be that of smoke/checkpoints/last.ckpt" in script(*shlex.split(elsewhere), check=2).stderr
 
 
@@ -441,8 +545,10 @@ def test_the_selfcheck_orders_what_is_known_to_be_ordered(configure, tmp_path, m
     noise = [float(rows[f"noise {size}"]) for size in (0.02, 0.05, 0.1, 0.2, 0.5)]
     assert noise == sorted(noise)
     assert noise[0] < float(rows["two halves"])
+    # a generator of noise that does not grow
+    monkeypatch.setattr("ddpm_lightning.runs.figures.selfcheck.PerImageNoise.randn", lambda self, s: torch.zeros(1, *s))
     with pytest.raises(Failure, match="selfcheck: more noise must be farther away"):
-        evaluate(configure(*cfg, "noise=[.5,.1]", command="evaluate"))
+        evaluate(configure(*cfg, "noise=[.01,.02]", f"cache={tmp_path / 'fresh'}", command="evaluate"))
 
 
 def test_a_checkpoint_does_not_decide_which_folders_are_made(run, smoke, tmp_path):
@@ -458,7 +564,13 @@ def test_a_checkpoint_does_not_decide_which_folders_are_made(run, smoke, tmp_pat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["metrics=[fid,bleu]"], "metrics=.*must be a list of some of fid, kid, is, prc, memorisation"),
+        (["metrics=[fid,bleu]"], "metrics=.*must be null, or a list of some of fid, kid, is, prc, memorisation"),
+        (["metrics=[]"], "metrics=.*must be null, or a list"),
+        (["metrics=fid"], "metrics=fid: must be null, or a list"),
+        (["metrics=[is]", "features=pixels"], r"metrics=\[is\]: needs features with classes"),
+        (["reference_sha256=sha256-00000000"], "reference_sha256=sha256-00000000: must be that of the images, sha256-"),
+        (["export_statistics=/proc/x/y.npz"], "export_statistics=/proc/x/y.npz: must be a file that can be written"),
+        (["device=foo"], "device=foo: must be auto, or one of cpu, cuda, mps"),
         (["features=inception", "features.weights=nowhere"], "features.weights must be the path of"),
         (["sampler.num_steps=500"], r"sampler.num_steps must lie in \[1, 100\]"),
         (["num_samples=9"], r"num_samples=9: must be an integer in \[10, "),
@@ -475,6 +587,7 @@ def test_a_checkpoint_does_not_decide_which_folders_are_made(run, smoke, tmp_pat
             "mode=trajectory: must be one of fidelity, selfcheck, likelihood, reconstruction; the others",
         ),
         (["mode=selfcheck", "noise=[]"], r"noise=\[\]: must be a list of numbers"),
+        (["mode=selfcheck", "noise=[.5,.1]"], r"noise=\[0.5, 0.1\]: must be a list of numbers above 0 that grow"),
         (["mode=selfcheck", "num_images=3"], "num_images=3: must be an integer in"),
     ],
 )
@@ -493,4 +606,3 @@ def test_an_evaluation_asks_for_every_class_in_turn_and_compares_with_the_traini
     monkeypatch.setattr(sides, "generate", copies)
     assert run("metrics=[memorisation]", samples=("num_samples=25",))["metrics"]["memorisation"] == 0
     assert asked[:25] == [i % 10 for i in range(25)]
-    assert module.METRICS

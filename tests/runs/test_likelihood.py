@@ -141,6 +141,25 @@ def test_labels_count_and_can_be_left_out(run, measure):
     assert "uncond" in other["line"]
 
 
+def test_estimates_are_clipped_on_request_and_probes_are_signs(run, measure, monkeypatch):
+    import ddpm_lightning.runs.figures.likelihood as module
+
+    seen = []
+
+    def watching(denoiser, x_0, noise, times, variance, label, probes, on_move):
+        seen.append((denoiser(3 * noise, 1, label).abs().max(), probes(x_0)))
+        return noise.flatten(1).mean(1)
+
+    monkeypatch.setattr(module, "flow_bound", watching)
+    for clip in ("true", "false"):
+        measure(run, "method=ode", "ode_steps=5", "num_probes=3", f"clip_x0={clip}")
+    (clipped, probes), (unclipped, _) = seen
+    assert clipped <= 1 < unclipped
+    assert len(probes) == 3
+    assert all(set(probe.unique().tolist()) == {-1.0, 1.0} for probe in probes)
+    assert not torch.equal(probes[0], probes[1])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

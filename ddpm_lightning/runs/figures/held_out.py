@@ -130,5 +130,5 @@ def evaluation_file(session: Session, stated: dict[str, Any], *name: object) -> 
 
 def outcome(session: Session, figures: dict[str, float], stated: dict[str, Any], line: str) -> Outcome:
     """What is to be published of a checkpoint's figures."""
-    pinned = {"ckpt_sha256": session.loaded.sha256[:8], "seed": session.cfg.seed}
+    pinned = {"ckpt_sha256": f"sha256-{session.loaded.sha256[:8]}", "seed": session.cfg.seed}
     return Outcome(figures, line, stated, again("evaluate.py", pinned))

@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lightning.diffusion.bound import VARIANCES
 from ddpm_lightning.diffusion.guidance import Clipped, X0Estimator
-from ddpm_lightning.diffusion.likelihood import chance_of_times, flow_bound, prior_term, reverse_term, spread_times
-from ddpm_lightning.diffusion.samplers.spacing import SPACINGS, visited_times
+from ddpm_lightning.diffusion.likelihood import (
+    chance_of_times,
+    flow_bound,
+    flow_times,
+    prior_term,
+    reverse_term,
+    spread_times,
+)
+from ddpm_lightning.diffusion.samplers.spacing import SPACINGS
 from ddpm_lightning.runs.figures.held_out import (
     Batch,
     batches,
@@ -114,7 +120,7 @@ def bound(denoiser: X0Estimator, batch: Batch, options: dict[str, Any], terms: T
 
 def flow(denoiser: X0Estimator, batch: Batch, options: dict[str, Any], bar: tqdm) -> Tensor:
     """The probability flow's bound, (count,) bits per dimension."""
-    times = visited_times(denoiser.schedule, options["ode_steps"] + 1, options["ode_spacing"])[-2::-1]  # from 1 up
+    times = flow_times(denoiser.schedule, options["ode_steps"], options["ode_spacing"])
 
     def signs(x: Tensor) -> list[Tensor]:
         """Rademacher's: of all with unit variance, those of the least noisy estimate."""
@@ -140,6 +146,8 @@ def leave_terms(terms: Terms, path: Path) -> None:
 
 def plot(times: Sequence[int], means: Sequence[float], path: Path) -> None:
     """Both axes logarithmic, as the first times count most."""
+    from matplotlib.figure import Figure  # slow to import, and told of when it's for the first time
+
     canvas = Figure(figsize=(7, 4), layout="constrained")  # without pyplot, which would look for a screen
     panel = canvas.subplots()
     panel.plot(times, means, ".-" if len(times) < 100 else "-")

@@ -1,7 +1,7 @@
 """What an evaluation found: printed as a table, written as JSON, and told to a sweep."""
 
-import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class Outcome:
     """Figures, the first of which counts; the protocol, in full, as one line, and as the command to run again.
 
     ``spread`` has deviation and least value of figures that are means over several sets of samples. ``also`` is what a
-    sweep tells beside the figures. A table is a list of rows, its head first.
+    sweep tells beside the figures. A table is a list of rows, its head first; of further files, each has its writer.
     """
 
     figures: dict[str, float]
@@ -31,20 +31,19 @@ class Outcome:
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
     also: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    files: dict[Path, Callable[[Path], None]] = field(default_factory=dict)
     printed: bool = False  # whether the figures are on the screen already
 
 
 def publish(outcome: Outcome, path: Path) -> float:
     """Print all, and write ``path`` and a CSV file for each table beside it. Returns the first figure.
 
-    Figures of the very same protocol that are in the file already, of other metrics, stay there. Raises Failure if the
-    files can't be written.
+    Raises Failure if the files can't be written.
     """
     for rows in outcome.tables.values():
         print("  ".join(f"{cell!s:<12}" for cell in rows[0]).rstrip())
         for row in rows[1:]:
-            # plus 0, as rounding leaves -0
-            cells = (five_digits(round(cell, 9) + 0) if isinstance(cell, float) else str(cell) for cell in row)
+            cells = (five_digits(cell) if isinstance(cell, float) else str(cell) for cell in row)
             print("  ".join(f"{cell:<12}" for cell in cells).rstrip())
     for name, value in outcome.figures.items() if not outcome.printed else ():
         spread = outcome.spread.get(name)
@@ -53,29 +52,22 @@ def publish(outcome: Outcome, path: Path) -> float:
     finite = {
         n: value if math.isfinite(value) else None for n, value in outcome.figures.items()
     }  # JSON knows no others
-    record: dict[str, Any] = {"metrics": {**_earlier(path, outcome.protocol), **finite}, "line": outcome.line}
+    record: dict[str, Any] = {"metrics": finite, "line": outcome.line}
     record |= {"again": outcome.again, "spread": outcome.spread, **outcome.also, "protocol": outcome.protocol}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
+        for file, write in outcome.files.items():
+            write(file)
         for name, (head, *rows) in outcome.tables.items():
             write_csv(path.with_name(f"{path.stem}-{name}.csv"), head, rows)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             found = {"metrics": outcome.figures, **outcome.also}
             write_json(Path(HydraConfig.get().runtime.output_dir) / RESULT, found)
     except OSError as error:
-        raise Failure(f"{path} can't be written ({error.strerror or error})") from error
+        raise Failure(f"{error.filename or path} can't be written ({error.strerror or error})") from error
     print(outcome.line)
     if outcome.again:
         print(f"again: {outcome.again}")
     print(path)
     return next(iter(outcome.figures.values()))
-
-
-def _earlier(path: Path, protocol: dict[str, Any]) -> dict[str, float]:
-    """Figures that are there of the very same protocol, from an evaluation with other metrics."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record["metrics"] if record["protocol"] == json.loads(json.dumps(protocol)) else {}

@@ -1,7 +1,7 @@
 """What stands beside a figure: all it takes to get it again, as plain values, as one line, and as a command."""
 
 import shlex
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 
 from ddpm_lightning.checkpoint import Loaded
 from ddpm_lightning.evaluation.features import Features
+from ddpm_lightning.evaluation.fidelity import IS_SPLITS, KID_SUBSETS, NEIGHBOURS, kernel_subset
+from ddpm_lightning.runs.figures.extraction import VERSIONS
 from ddpm_lightning.runs.figures.sides import Samples, Side
 from ddpm_lightning.runs.sampling import STEERING, network_passes, plain
 
-VERSIONS = ("torch-fidelity", "torch", "scikit-learn", "ddpm-lightning")
 NAMES = {"is": "IS", "fid": "FD", "kid": "KD"}  # FID and KID are those in Inception's features
 
 
@@ -26,10 +27,15 @@ def known_of(loaded: Loaded) -> dict[str, Any]:
 
 
 def compared(
-    generated: Side, ranges: list[list[int]], reference: dict[str, Any], features: Features, batch: dict[str, Any]
+    sets: Sequence[Side],
+    reference: dict[str, Any],
+    features: Features,
+    held_out: dict[str, Any] | None,
+    metrics: Sequence[str],
 ) -> dict[str, Any]:
-    """The protocol of a comparison in features; ``ranges`` are the first and last index of each set of images."""
-    model = {}
+    """The protocol of a comparison in features of one set of images, or of several of a model."""
+    generated, model = sets[0], {}
+    count, real = len(generated.indices), reference["count"]
     if isinstance(generated, Samples):
         session = generated.session
         model = known_of(session.loaded) | {"network_calls": network_passes(session.sampler, session.denoiser)}
@@ -38,10 +44,15 @@ def compared(
         **model,
         "reference": reference,
         "features": features.protocol,
-        "versions": {name: version(name) for name in VERSIONS},
+        "held_out": held_out,
+        "versions": VERSIONS,
         "quantisation": "uint8, rounded",
-        "ranges": ranges,
-        **batch,
+        "metrics": list(metrics),
+        "kid_subsets": [KID_SUBSETS, kernel_subset(count, real) if isinstance(real, int) else None],
+        "is_splits": IS_SPLITS,
+        "prc_neighbours": NEIGHBOURS,
+        "num_samples": count,
+        "ranges": [[side.indices[0], side.indices[-1]] for side in sets],
     }
 
 
@@ -78,15 +89,17 @@ def line(figure: str, p: dict[str, Any]) -> str:
             f"torch-fidelity {versions['torch-fidelity']} {extractor_words(features)}",
             "uint8 rounded",
             *made,
-            f"{'seeds' if 'checkpoint' in generated else 'images'} {ranges}",
+            f"seeds {ranges}" if "checkpoint" in generated else _drawn(generated),
             f"torch {versions['torch']}{where}",
         ]
     )
 
 
 def side_words(described: dict[str, Any]) -> str:
-    """Images, as they stand in the line."""
-    return f"{described['set']} {described['count']} {described['format']} sha256 {described['sha256'][:8]}"
+    """Images, or a file of their statistics, as they stand in the line."""
+    words = f"{described['set']} {described['count']} {described['format']} sha256 {described['sha256'][:8]}"
+    file = described.get("file")
+    return words if file is None else f"{words} by {file['name']} sha256 {file['sha256'][:8]}"
 
 
 def extractor_words(features: dict[str, Any]) -> str:
@@ -113,7 +126,11 @@ def named(metric: str, features: dict[str, Any], count: int, value: float) -> st
 
 def five_digits(value: float) -> str:
     """Significant ones, as some figures are small: 3.1900, 0.00081230."""
-    return f"{value:#.5g}"
+    return f"{round(value, 9) + 0:#.5g}"  # plus 0, as rounding leaves -0
+
+
+def _drawn(described: dict[str, Any]) -> str:
+    return f"{described['drawn']} drawn by seed {described['draw_seed']}" if "drawn" in described else "all of them"
 
 
 def again(script: str, pinned: dict[str, Any]) -> str | None:

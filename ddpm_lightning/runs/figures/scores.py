@@ -1,6 +1,7 @@
 """Features of two sets of images -> figures."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,38 +9,34 @@ import torch
 
 from ddpm_lightning.evaluation.features import Extracted
 from ddpm_lightning.evaluation.fidelity import (
-    Statistics,
     frechet_distance,
     inception_score,
     kernel_distance,
     memorisation_ratio,
     precision_recall,
 )
+from ddpm_lightning.runs.figures.reference import Real
 from ddpm_lightning.runs.refusal import Refusal
 
 
-def score(
-    metrics: Sequence[str], fake: Extracted, real: Extracted | Statistics, held_out: Extracted | None = None
-) -> dict[str, float]:
+def score(metrics: Sequence[str], fake: Extracted, real: Real, held_out: Extracted | None = None) -> dict[str, float]:
     """Figures of generated features against real ones, in the order of ``fidelity.METRICS``.
 
     ``held_out`` is for memorisation alone; statistics are enough for the Frechet distance alone.
     """
-    if "is" in metrics and fake.logits is None:
-        raise Refusal("metrics=[is]: needs features with classes: inception, classifier or conv_classifier")
     figures: dict[str, float] = {}
     if "fid" in metrics:
-        figures["fid"] = frechet_distance(fake.features, real if isinstance(real, Statistics) else real.features)
+        figures["fid"] = frechet_distance(fake.features, real.statistics)
     if "is" in metrics and fake.logits is not None:
         figures["is"] = inception_score(fake.logits)
-    if isinstance(real, Statistics):
+    if real.rows is None:
         return figures
     if "kid" in metrics:
-        figures["kid"], figures["kid_std"] = kernel_distance(fake.features, real.features)
+        figures["kid"], figures["kid_std"] = kernel_distance(fake.features, real.rows.features)
     if "prc" in metrics:
-        figures["precision"], figures["recall"] = precision_recall(fake.features, real.features)
+        figures["precision"], figures["recall"] = precision_recall(fake.features, real.rows.features)
     if "memorisation" in metrics and held_out is not None:
-        figures["memorisation"] = memorisation_ratio(fake.features, real.features, held_out.features)
+        figures["memorisation"] = memorisation_ratio(fake.features, real.rows.features, held_out.features)
     return figures
 
 
@@ -56,7 +53,8 @@ def combined(figures: Sequence[dict[str, float]]) -> tuple[dict[str, float], dic
     if len(figures) == 1:
         return figures[0], {}
     values = {name: [one[name] for one in figures] for name in names}
-    spread = {n: {"std": statistics.stdev(v), "min": min(v), "values": v} for n, v in values.items() if len({*v}) > 1}
+    varied = [name for name in names if len(set(values[name])) > 1 and name != "kid_std"]
+    spread = {n: {"std": statistics.stdev(v), "min": min(v), "values": v} for n, v in values.items() if n in varied}
     return {name: statistics.fmean(v) for name, v in values.items()}, spread
 
 
@@ -66,16 +64,26 @@ def by_class(
     """A table: of each class the Frechet distance between its generated and its real images, and the accuracy."""
     made, are = torch.tensor(made_for), torch.tensor(labels)
     table: list[tuple[Any, ...]] = [("class", "generated", "real", "fid", "accuracy")]
-    for label in sorted({*made_for, *labels}):
+    for label, (name, *counts) in by_class_counts(made_for, labels, names).items():
         chosen, wanted = made == label, are == label
-        counts = int(chosen.sum()), int(wanted.sum())
-        name = names[label] if names else str(label)
-        if min(counts) < 2:
-            raise Refusal(
-                f"classwise=true: needs two images of each class on either side, of class {name} there are"
-                f" {counts[0]} generated and {counts[1]} real ones"
-            )
         distance = frechet_distance(fake.features[chosen], real.features[wanted])
         right = None if fake.predicted is None else (fake.predicted[chosen] == label).double().mean().item()
         table.append((name, *counts, distance, right))
     return table
+
+
+def by_class_counts(
+    made_for: Sequence[int] | None, labels: Sequence[int] | None, names: Sequence[str] | None
+) -> dict[int, tuple[str, int, int]]:
+    """By label the class's name, and how many images of it are generated and real. Raises Refusal for too few."""
+    if made_for is None or labels is None:
+        raise Refusal("classwise=true: needs labels on either side, of the same classes")
+    made, are = Counter(made_for), Counter(labels)
+    counts = {
+        label: (names[label] if names else str(label), made[label], are[label]) for label in sorted({*made, *are})
+    }
+    for name, generated, real in counts.values():
+        if min(generated, real) < 2:
+            there = f"of class {name} there are {generated} generated and {real} real ones"
+            raise Refusal(f"classwise=true: needs two images of each class on either side, {there}")
+    return counts

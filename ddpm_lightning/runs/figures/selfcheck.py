@@ -1,6 +1,5 @@
 """mode=selfcheck: distances whose order is known before they are measured."""
 
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -10,13 +9,13 @@ from ddpm_lightning.diffusion.noise import PerImageNoise
 from ddpm_lightning.evaluation.features import Extracted
 from ddpm_lightning.evaluation.fidelity import frechet_distance
 from ddpm_lightning.images import to_uint8
-from ddpm_lightning.runs.figures.extraction import data_of, extracted, features_of
+from ddpm_lightning.runs.figures.extraction import VERSIONS, data_of, extracted, features_of
 from ddpm_lightning.runs.figures.outcome import Outcome, publish
-from ddpm_lightning.runs.figures.protocol import extractor_words, short, side_words
+from ddpm_lightning.runs.figures.protocol import again, extractor_words, short, side_words
 from ddpm_lightning.runs.figures.scores import accuracy
 from ddpm_lightning.runs.figures.sides import InMemory, split_of
-from ddpm_lightning.runs.refusal import Failure
-from ddpm_lightning.runs.sampling import Session, check_integer, check_numbers, tag
+from ddpm_lightning.runs.refusal import Failure, Refusal
+from ddpm_lightning.runs.sampling import Session, check_device, check_integer, check_numbers, tag
 
 LEAST = 20
 ZERO = 1e-6  # of the distance between the halves and between noise, for what should be none
@@ -29,10 +28,13 @@ def selfcheck(cfg: DictConfig, session: Session | None) -> float:
     """
     check_integer(cfg, "num_images", LEAST)
     sizes = check_numbers(cfg, "noise", 0)
+    if any(a >= b for a, b in zip([0, *sizes], sizes, strict=False)):
+        raise Refusal(f"noise={sizes}: must be a list of numbers above 0 that grow")
     data = data_of(cfg, session and session.loaded)
     train, held_out = split_of(data, "train"), split_of(data, "val")
     features = features_of(cfg, lambda: data, train.shape)
-    features.to(torch.device("cpu") if session is None else session.device)
+    device = check_device(cfg)
+    features.to(device)
     drawn = torch.randperm(len(train.indices), generator=torch.Generator().manual_seed(0)).tolist()
     train.indices = drawn[: cfg.num_images]
 
@@ -57,10 +59,12 @@ def selfcheck(cfg: DictConfig, session: Session | None) -> float:
         side = InMemory(name, noisy, None, f"{train.described['sha256']} + {size}", "array")
         table.append((f"noise {size}", frechet_distance(rows(side).features, real)))
 
-    described = {"set": train.described, "count": len(real), "noise": sizes, "features": features.protocol}
-    words = f"{side_words(train.described)} | {extractor_words(features.protocol)}"
-    words += f" | selfcheck of {short(len(real))} images | torch-fidelity {version('torch-fidelity')}"
-    outcome = Outcome({"halves": table[1][1]}, words, described)
+    described = {"set": train.described, "held_out": held_out.described, "count": len(real), "noise": sizes}
+    described |= {"features": features.protocol, "versions": VERSIONS, "device": device.type}
+    words = f"{side_words(train.described)} | {side_words(held_out.described)} | {extractor_words(features.protocol)}"
+    words += f" | selfcheck of {short(len(real))} images | torch-fidelity {VERSIONS['torch-fidelity']}"
+    words += f" | torch {VERSIONS['torch']} {device.type}"
+    outcome = Outcome({"halves": table[1][1]}, words, described, again("evaluate.py", {"num_images": cfg.num_images}))
     outcome.tables["distances"] = [("compared", "fid"), *table]
     found = publish(outcome, Path("runs/selfcheck") / f"{tag(described)}.json")
     noisy_distances = [distance for name, distance in table if name.startswith("noise")]

@@ -17,6 +17,7 @@ from ddpm_lightning.runs.sampling import (
     generate_uint8,
     output_folder,
     plain,
+    sampling_context,
     settings,
 )
 from ddpm_lightning.runs.sharing import check_devices, share_out
@@ -58,10 +59,11 @@ def path_of(folder: Path, seed: int) -> Path:
 def draw_files(session: Session, seeds: Sequence[int], folder: Path, rank: int = 0) -> None:
     """Draw images, and write each as soon as its batch is done."""
     done = 0
-    for batch in generate_uint8(session, seeds, session.labels(seeds), quiet=rank > 0):
-        for image in batch:
-            save_png(image, path_of(folder, seeds[done]))
-            done += 1
+    with sampling_context(session):
+        for batch in generate_uint8(session, seeds, session.labels(seeds), quiet=rank > 0):
+            for image in batch:
+                save_png(image, path_of(folder, seeds[done]))
+                done += 1
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor:

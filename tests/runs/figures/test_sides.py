@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ddpm_lightning.data.digits import Digits
-from ddpm_lightning.runs.figures.sides import Folder, array_of, given_side
+from ddpm_lightning.runs.figures.given import Folder, array_of, given_side
 from ddpm_lightning.runs.refusal import Refusal
 
 
@@ -31,7 +31,6 @@ def test_a_folders_images_are_those_of_its_files_in_their_order(tmp_path):
     side = given_side("images", str(tmp_path), nothing)
     assert side.shape == (3, 4, 6)
     assert side.labels is None
-    assert not side.jpeg
     np.testing.assert_array_equal(side.images([2, 0]).permute(0, 2, 3, 1), np.stack([pixels[2], pixels[0]]))
     before = side.described
     assert before.items() >= {"set": tmp_path.name, "count": 3, "shape": [3, 4, 6], "format": "png"}.items()
@@ -98,11 +97,23 @@ def test_an_array_is_read_as_it_is_written_here_and_elsewhere(tmp_path, names):
         ({"images": np.zeros((2, 3, 4, 4), np.uint8)}, r"uint8 \(N, H, W, 1 or 3\), has uint8 \(2, 3, 4, 4\)"),
         ({"images": np.zeros((2, 4, 4, 3), np.float32)}, r"has float32 \(2, 4, 4, 3\)"),
         ({"pictures": np.zeros((2, 4, 4, 3), np.uint8)}, "has none of these"),
+        (None, "must be an .npz file of arrays"),
     ],
 )
 def test_arrays_of_anything_else_are_refused(tmp_path, content, message):
-    np.savez(tmp_path / "x.npz", **content)
+    with open(tmp_path / "x.npz", "wb") as file:
+        np.save(file, np.zeros(3)) if content is None else np.savez(file, **content)
     with pytest.raises(Refusal, match=message):
+        array_of("images", tmp_path / "x.npz")
+
+
+def test_a_cut_archive_is_refused_and_labels_that_are_words_are_none(tmp_path):
+    pixels = np.zeros((5, 4, 6, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", images=pixels, labels=np.array(list("abcde")))
+    assert array_of("images", tmp_path / "x.npz").labels is None
+    content = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(Refusal, match="images=.*x.npz: must be an .npz file of arrays"):
         array_of("images", tmp_path / "x.npz")
 
 
