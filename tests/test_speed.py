@@ -20,7 +20,7 @@ from benchmarks.setting import Setting
 from ddpm_lightning.data.resident import LabelledImages, TrainingLoader
 from ddpm_lightning.nn.unet import UNet
 from ddpm_lightning.runs import command  # noqa: F401  (its resolver, for configurations)
-from ddpm_lightning.runs.allocator import keep_freed_memory
+from ddpm_lightning.runs.allocator import spare_memory
 from ddpm_lightning.runs.build import build
 
 SMOKE = ("experiment=smoke", "trainer.accelerator=cpu", "callbacks.progress=null", "+trainer.enable_progress_bar=false")
@@ -148,7 +148,7 @@ def test_two_thousand_steps_leave_nothing_behind(configure):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_memory_is_not_asked_for_anew():
-    keep_freed_memory()
+    spare_memory()
 
     def faults():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
