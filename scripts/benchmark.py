@@ -24,8 +24,10 @@ def main(arguments: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.setting import Setting
+    from ddpm_lightning.runs.allocator import spare_memory
 
     torch.set_num_threads(arguments.threads)
+    spare_memory()  # as a training run does; here it helps the peers as much
     names = (
         "output",
         "channels",

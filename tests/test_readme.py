@@ -21,6 +21,7 @@ SHORT = {
     "export.py": [],
     "sample.py": ["sampler.num_steps=5"],
     "evaluate.py": ["num_samples=60"],
+    "benchmark.py": ["--channels=32", "--size=16", "--batch=2", "--repeats=1", "--steps=1"],
 }
 
 

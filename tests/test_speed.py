@@ -2,6 +2,8 @@
 
 import gc
 import os
+import resource
+import sys
 
 import numpy as np
 import psutil
@@ -18,6 +20,7 @@ from benchmarks.setting import Setting
 from ddpm_lightning.data.resident import LabelledImages, TrainingLoader
 from ddpm_lightning.nn.unet import UNet
 from ddpm_lightning.runs import command  # noqa: F401  (its resolver, for configurations)
+from ddpm_lightning.runs.allocator import spare_memory
 from ddpm_lightning.runs.build import build
 
 SMOKE = ("experiment=smoke", "trainer.accelerator=cpu", "callbacks.progress=null", "+trainer.enable_progress_bar=false")
@@ -141,6 +144,20 @@ def test_two_thousand_steps_leave_nothing_behind(configure):
     fit(configure(*SMOKE, *BARE, *quick, *small, "callbacks.best=null"), living)
     assert len(set(living.tensors)) == 1
     assert living.bytes[-1] - living.bytes[1] < 8e6  # 8 bytes a step would be .01 MB, a kept batch of losses .4 MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_not_asked_for_anew():
+    spare_memory()
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        kept = [torch.zeros(5_000_000) for _ in range(10)]  # 200 MB
+        del kept
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    settling = [faults(), faults()]
+    assert max(faults(), faults(), faults()) < 20_000, settling  # of the 48 828 pages
 
 
 def test_operations_do_not_depend_on_the_batch_and_flops_are_in_proportion():

@@ -25,6 +25,7 @@ from ddpm_lightning.callbacks.save_config import SaveConfig
 from ddpm_lightning.callbacks.throughput import Throughput
 from ddpm_lightning.data.base import ImageDataModule
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.runs.allocator import spare_memory
 from ddpm_lightning.runs.build import MISTAKES, build, explain
 from ddpm_lightning.runs.check import check_devices, check_fit, check_length, check_values
 from ddpm_lightning.runs.command import write_json
@@ -46,6 +47,7 @@ def train(cfg: DictConfig) -> float:
     check_values(cfg)
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
+    spare_memory()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = _build_data(cfg)
     cfg.data.num_classes = data.num_classes  # a folder of images says itself how many it has

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.ours import bare
 from benchmarks.setting import PRECISIONS, Setting
 from benchmarks.show import leave
+from ddpm_lightning.runs.allocator import spare_memory
 
 
 def ddp(setting: Setting) -> None:
@@ -50,6 +51,7 @@ NEIGHBOURS = "two processes, nothing exchanged"
 def _process(rank: int, setting: Setting, port: int, results: "SimpleQueue[dict[str, list[float]]]") -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    spare_memory()
     dist.init_process_group("gloo", rank=rank, world_size=2)
     setting = replace(setting, device="cpu", threads=1, compile=False)
     alone, exchanging = bare(setting, PRECISIONS[0]), bare(setting, PRECISIONS[0], wrap=DistributedDataParallel)
