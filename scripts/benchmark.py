@@ -1,4 +1,4 @@
-"""Measure this project's speed on this machine, beside its peers': ``python scripts/benchmark.py train``.
+"""Measure this project's speed on this machine, beside its peers: ``python scripts/benchmark.py train``.
 
 Alternatives are timed in turn, in one process; the figures to trust are the ratios. With one thread on a CPU seconds
 are CPU seconds, which a neighbour spoils less. A table goes to the screen, a JSON file and a plot to --output.

@@ -11,18 +11,17 @@ from torch_fidelity import calculate_metrics
 from ddpm_lightning.callbacks.ema import EMA
 from ddpm_lightning.callbacks.frechet import FrechetDistance, _Stopping
 from ddpm_lightning.callbacks.last_checkpoint import LastCheckpoint
-from ddpm_lightning.checkpoint import load_denoiser
 from ddpm_lightning.data.resident import LabelledImages
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.parameterization import Epsilon
 from ddpm_lightning.diffusion.samplers.ddim import DDIMSampler
 from ddpm_lightning.diffusion.schedules.linear import LinearSchedule
-from ddpm_lightning.evaluation.features import Classifier, Inception
-from ddpm_lightning.evaluation.fidelity import frechet_distance
+from ddpm_lightning.evaluation.features import Inception
 from ddpm_lightning.generation import generate
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.nn.unet import UNet
 from ddpm_lightning.runs.curves import curve, read_log
+from ddpm_lightning.runs.evaluate import evaluate
 from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.train import train
 
@@ -31,6 +30,7 @@ SMOKE = (
     *("trainer.accelerator=cpu", "logger.tensorboard=null", "callbacks.ema.decay=0.9"),
 )
 EVERY_10 = ("callbacks.distance.every_n_train_steps=10", "callbacks.distance.num_samples=51")
+EVERY_10 += ("callbacks.distance.seed=3",)  # whose label is 3
 BATCHES = "callbacks.distance.batch_size=16"
 
 
@@ -94,32 +94,22 @@ def hash_of(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def in_the_evaluations_way(run, num_samples, data, weights="ema"):
-    """The figure of a run's weights, by the functions of the evaluation."""
-    images, labels = data.split("train")
-    features = Classifier()
-    features.fit(images, labels)
-    denoiser, seeds = load_denoiser(run, weights).denoiser, range(num_samples)
-    made = torch.cat(list(generate(denoiser, DDIMSampler(5), (1, 8, 8), seeds, [i % 10 for i in seeds])))
-    return frechet_distance(features(to_uint8(made)).features, features(images).features)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    from ddpm_lightning.data.digits import Digits
-
-    return Digits(root="unused", image_size=8, channels=1, batch_size=64, num_classes=10)
+def in_the_evaluations_way(configure, run, weights="ema"):
+    """The figure of a run's weights, by the command."""
+    same = ("num_samples=51", "seed=3", "sampler.num_steps=5", "metrics=[fid]", "device=cpu")
+    return evaluate(configure(f"ckpt={run}", f"weights={weights}", *same, command="evaluate"))
 
 
 @pytest.mark.slow
-def test_a_run_logs_the_evaluations_figure_and_its_weights_are_the_same_as_without(configure, tmp_path, digits):
+@pytest.mark.filterwarnings("ignore:.*samples are fewer than 50000")
+def test_a_run_logs_the_evaluations_figure_and_its_weights_are_the_same_as_without(configure, tmp_path):
     fast = (*SMOKE, "optimizer.lr=0.01", "trainer.log_every_n_steps=7")  # which is due at other steps
     train(configure(*fast, *EVERY_10, BATCHES, output_dir="with"))
     train(configure(*fast, output_dir="without"))
     logged = curve(read_log(tmp_path / "with"), "val/fid")
     assert logged.steps == [10, 20]
-    assert logged.values[1] == pytest.approx(in_the_evaluations_way(tmp_path / "with", 51, digits), rel=1e-4)
-    assert logged.values[1] != pytest.approx(in_the_evaluations_way(tmp_path / "with", 51, digits, "raw"), rel=1e-2)
+    assert logged.values[1] == pytest.approx(in_the_evaluations_way(configure, tmp_path / "with"), rel=1e-4)
+    assert logged.values[1] != pytest.approx(in_the_evaluations_way(configure, tmp_path / "with", "raw"), rel=1e-2)
     ends = [final(tmp_path / folder) for folder in ("with", "without")]
     for part in ("state_dict", "ema", "optimizer_states"):
         assert flat(ends[0][part]) == flat(ends[1][part]), part
@@ -136,12 +126,13 @@ def flat(node):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_images_and_find_one_processs_figure(script, tmp_path, digits):
+@pytest.mark.filterwarnings("ignore:.*samples are fewer than 50000")
+def test_two_processes_share_the_images_and_find_one_processs_figure(script, configure, tmp_path):
     arguments = (*SMOKE[:4], *SMOKE[5:], *EVERY_10, BATCHES, "trainer=ddp_cpu", "name=two")
     done = script("train.py", *arguments)
     logged = curve(read_log(tmp_path / "runs" / "two"), "val/fid").values
     assert len(logged) == 2
-    assert logged[1] == pytest.approx(in_the_evaluations_way(tmp_path / "runs" / "two", 51, digits), rel=1e-4)
+    assert logged[1] == pytest.approx(in_the_evaluations_way(configure, tmp_path / "runs" / "two"), rel=1e-4)
     assert done.stdout.count("compare it with itself alone") == 1
 
 
