@@ -127,6 +127,31 @@ def test_an_interrupted_evaluation_goes_on_and_ends_like_an_uninterrupted_one(ru
     )  # those of the third anew
 
 
+def test_a_full_disk_ends_in_one_line_and_what_is_there_is_used(run, smoke, monkeypatch):
+    import errno
+
+    from ddpm_lightning.evaluation import store
+
+    original, written = store.replace_whole, []
+
+    def full(path, write):
+        if path.suffix == ".npz" and len(written) >= 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        original(path, write)
+
+    more = ("metrics=[fid]", "batch_size=16", "cache=cache")
+    whole = run(*more)["metrics"]
+    shutil.rmtree(smoke / "evaluation")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "replace_whole", full)
+        with pytest.raises(Failure, match=r"part-.*npz can't be written \(No space left on device\)"):
+            run(*more)
+    kept = len(list(smoke.glob("evaluation/features/*/part-*")))
+    assert 0 < kept < 4
+    assert run(*more)["metrics"] == whole
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_figure_of_one(run, smoke):
     one = run("metrics=[fid,prc]", "keep_samples=true")

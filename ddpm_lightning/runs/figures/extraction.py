@@ -16,7 +16,7 @@ from ddpm_lightning.evaluation.store import FeatureStore, fill, user_cache
 from ddpm_lightning.evaluation.suited import suited
 from ddpm_lightning.runs.build import MISTAKES, build, explain
 from ddpm_lightning.runs.figures.sides import Samples, Side
-from ddpm_lightning.runs.refusal import Failure, Refusal
+from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.sampling import Session, block_of, check_device, progress, run_folder
 from ddpm_lightning.runs.sharing import share_out
 
@@ -84,20 +84,17 @@ def extracted(side: Side, features: Features, cfg: DictConfig) -> tuple[Extracte
     """Rows of features of a side's images, in their order, and the seconds that they took when they were made."""
     device = side.session.device if isinstance(side, Samples) else check_device(cfg)
     store = store_of(side, features, cfg, device)
-    try:
-        if isinstance(side, Samples):
-            missing = sorted({*store.missing(side.indices), *side.unwritten()})
-            if cfg.devices > 1 and missing:
-                share_out(_share, side.session, missing, side.folder or Path())
-                store.refresh()
-            elif missing:
-                _draw(side, features, store, missing)
-        else:
-            missing = store.missing(side.indices)
-            with tqdm(total=len(missing), desc="Features", unit="image", leave=False, disable=None) as bar:
-                fill(store, features, missing, side.images, cfg.batch_size, block_of(device), bar.update)
-    except OSError as error:  # such as a full disk; what is there is whole, and used by the same command
-        raise Failure(f"{error.filename or store.folder} can't be written ({error.strerror or error})") from error
+    if isinstance(side, Samples):
+        missing = sorted({*store.missing(side.indices), *side.unwritten()})
+        if cfg.devices > 1 and missing:
+            share_out(_share, side.session, missing, side.folder or Path())
+            store.refresh()
+        elif missing:
+            _draw(side, features, store, missing)
+    else:
+        missing = store.missing(side.indices)
+        with tqdm(total=len(missing), desc="Features", unit="image", leave=False, disable=None) as bar:
+            fill(store, features, missing, side.images, cfg.batch_size, block_of(device), bar.update)
     return store.read(side.indices), store.seconds(side.indices)
 
 

@@ -11,7 +11,6 @@ from hydra.types import RunMode
 
 from ddpm_lightning.runs.command import write_json
 from ddpm_lightning.runs.figures.protocol import five_digits
-from ddpm_lightning.runs.refusal import Failure
 from ddpm_lightning.runs.sampling import write_csv
 from ddpm_lightning.runs.sweep import RESULT
 
@@ -36,10 +35,7 @@ class Outcome:
 
 
 def publish(outcome: Outcome, path: Path) -> float:
-    """Print all, and write ``path`` and a CSV file for each table beside it. Returns the first figure.
-
-    Raises Failure if the files can't be written.
-    """
+    """Print all, and write ``path`` and a CSV file for each table beside it. Returns the first figure."""
     for rows in outcome.tables.values():
         print("  ".join(f"{cell!s:<12}" for cell in rows[0]).rstrip())
         for row in rows[1:]:
@@ -54,18 +50,15 @@ def publish(outcome: Outcome, path: Path) -> float:
     }  # JSON knows no others
     record: dict[str, Any] = {"metrics": finite, "line": outcome.line}
     record |= {"again": outcome.again, "spread": outcome.spread, **outcome.also, "protocol": outcome.protocol}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
-        for file, write in outcome.files.items():
-            write(file)
-        for name, (head, *rows) in outcome.tables.items():
-            write_csv(path.with_name(f"{path.stem}-{name}.csv"), head, rows)
-        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            found = {"metrics": outcome.figures, **outcome.also}
-            write_json(Path(HydraConfig.get().runtime.output_dir) / RESULT, found)
-    except OSError as error:
-        raise Failure(f"{error.filename or path} can't be written ({error.strerror or error})") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    for file, write in outcome.files.items():
+        write(file)
+    for name, (head, *rows) in outcome.tables.items():
+        write_csv(path.with_name(f"{path.stem}-{name}.csv"), head, rows)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        found = {"metrics": outcome.figures, **outcome.also}
+        write_json(Path(HydraConfig.get().runtime.output_dir) / RESULT, found)
     print(outcome.line)
     if outcome.again:
         print(f"again: {outcome.again}")
