@@ -2,6 +2,7 @@
 
 import json
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,11 +72,12 @@ def plot(path: Path, title: str, rows: Sequence[Row], key: str) -> None:
 
     drawn = [row for row in rows if isinstance(row.get(key), int | float)]
     labels = [", ".join(list(map(str, (v for v in row.values() if isinstance(v, str))))[:2]) for row in drawn]
-    figure = Figure(figsize=(9, 0.8 + 0.35 * len(drawn)), layout="constrained")
+    figure = Figure(figsize=(9, 1.1 + 0.35 * len(drawn)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(labels, [row[key] for row in drawn])
     axes.bar_label(bars, fmt="%.4g", padding=3)
     axes.invert_yaxis()
     axes.set_xlabel(key)
-    axes.set_title(title, fontsize=9)
+    axes.margins(x=0.1)  # for the numbers
+    figure.suptitle(textwrap.fill(title, 100), fontsize=9)
     figure.savefig(path, dpi=110)
