@@ -90,13 +90,33 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ckpt", help="for sampling: a run of the digits")
     parser.add_argument("--images", type=int, default=1000, help="for sampling with --ckpt")
     arguments = parser.parse_args()
-    arguments.batch = arguments.batch or (16 if arguments.what == "memory" else 8)
+    if arguments.batch is None:
+        arguments.batch = 16 if arguments.what == "memory" else 8
     for name in ("channels", "size", "batch", "threads", "repeats", "steps"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.size % 8:
-        parser.error(f"--size must be a multiple of 8, got {arguments.size}")
+    for name, unit in (("size", 8), ("channels", 32)):
+        if getattr(arguments, name) % unit:
+            parser.error(f"--{name} must be a multiple of {unit}, got {getattr(arguments, name)}")
+    if not 0 <= arguments.dropout < 1:
+        parser.error(f"--dropout must lie in [0, 1), got {arguments.dropout}")
+    if arguments.ckpt and not Path(arguments.ckpt).exists():
+        parser.error(f"--ckpt must be a run folder or a checkpoint, got {arguments.ckpt}")
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output must be a folder that can be written, got {arguments.output} ({error})")
+    _check_device(parser, arguments.device)
     return arguments
+
+
+def _check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's word for a build without CUDA is an assertion
+        parser.error(f"--device must be cpu, or one that is here, got {device} ({str(error).splitlines()[0]})")
 
 
 if __name__ == "__main__":

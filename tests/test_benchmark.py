@@ -1,17 +1,21 @@
 """scripts/benchmark.py at sizes of seconds: what it writes, not how fast anything is."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmark import parse
 from benchmarks.counting import convolution_limit
 from benchmarks.memory import memory, peak
+from benchmarks.ours import Clock
 from benchmarks.setting import Setting
 from benchmarks.show import table
 from benchmarks.startup import _seconds
 from benchmarks.timing import in_turn, ratio
-from benchmarks.train import TRAINER, train
+from benchmarks.train import TRAINER, comparisons, train
 
 TINY = {"channels": 32, "size": 16, "batch": 2, "repeats": 1, "steps": 1}
 
@@ -94,5 +98,51 @@ def test_the_limit_counts_the_convolutions_operations():
     assert found == 10 * 2 * 9 * 8 * 8 * 16 * 16 * 2
 
 
-def test_help_comes_within_seconds():
+def test_help_and_a_refusal_come_within_seconds_and_a_broken_command_is_none():
     assert 0 < _seconds(["--help"]) < 60
+    assert 0 < _seconds(["trainer.max_stepz=3"]) < 60
+    with pytest.raises(RuntimeError, match="experiment=nothing ended with 2, not 0"):
+        _seconds(["experiment=nothing"])
+
+
+def test_the_comparisons_are_of_those_that_their_names_say():
+    seconds = {
+        "this project, Trainer|32-true": [2.0],
+        "this project, bare step|32-true": [1.0],
+        "again": [1.25],
+        "diffusers|32-true": [8.0],
+        "diffusers|bf16-mixed": [5.0],
+        "this project, Trainer|bf16-mixed": [4.0],
+        "this project, bare step|bf16-mixed": [3.2],
+    }
+    rows = [{"who": TRAINER, "of conv limit": 0.7}]
+    assert list(comparisons(seconds, rows).values()) == [0.8, 4, 1.25, 2, 2, 1.25, 0.7]
+
+
+def test_the_trainers_seconds_are_of_all_steps_between_two_starts_of_a_batch():
+    """By a clock that is told the step, of two seconds each."""
+    clock = Clock(SimpleNamespace(clock=lambda: 2.0 * trainer.global_step), 12)
+    trainer = SimpleNamespace(global_step=0)
+    for trainer.global_step in range(14):
+        clock.on_train_batch_start(trainer, None, None, trainer.global_step)
+    first, last = clock.read
+    assert last - first == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--channels", "6"], "--channels must be a multiple of 32, got 6"),
+        (["--dropout", "2"], "--dropout must lie in .* got 2"),
+        (["--device", "foo"], "--device must be cpu, or one that is here, got foo"),
+        (["--ckpt", "nowhere"], "--ckpt must be a run folder or a checkpoint, got nowhere"),
+        (["--output", "/proc/version"], "--output must be a folder that can be written, got /proc/version"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_measured(arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "train", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        parse()
+    assert stop.value.code == 2
+    assert re.search(said, capsys.readouterr().err)

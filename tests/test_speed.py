@@ -56,7 +56,7 @@ class Watch(Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_training_step_reads_nothing_back(configure, precision):
-    """With every callback; but for the steps in which the loggers are due.
+    """With every callback that computes anything; but for the steps in which the loggers are due.
 
     (On a CPU .tolist() is not seen, which on a GPU would wait: for that there is the test on a GPU.)
     """
@@ -103,12 +103,19 @@ def test_a_compiled_run_keeps_its_graph_to_the_end(configure, monkeypatch):
     torch.compiler.reset()
     counters.clear()
     original = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda net, fullgraph, mode: original(net, fullgraph=fullgraph, backend="eager")
-    )
+    modes = []
+
+    def eager(net, fullgraph, mode):
+        modes.append(mode)
+        original(net, fullgraph=fullgraph, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", eager)
     graphs = Graphs()
     quick = ("data.batch_size=128", "trainer.max_steps=20", "trainer.val_check_interval=5", "callbacks.held_out=null")
     trainer = fit(configure(*SMOKE, *BARE, *quick, "module.compile=true", "trainer.precision=bf16-mixed"), graphs)
+    assert modes == ["default"]
+    build(configure(*SMOKE, "module.compile=true", "module.compile_mode=reduce-overhead"), "module")
+    assert modes[1:] == ["reduce-overhead"]
     assert trainer.current_epoch >= 1
     assert graphs.after[1] == graphs.after[4] == 1
     assert graphs.after[8] == graphs.after[20] <= 3  # those of validation, at its sizes
@@ -149,6 +156,7 @@ def test_two_thousand_steps_leave_nothing_behind(configure):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_memory_is_not_asked_for_anew():
     spare_memory()
+    assert torch.utils.deterministic.fill_uninitialized_memory is False
 
     def faults():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -158,6 +166,15 @@ def test_freed_memory_is_not_asked_for_anew():
 
     settling = [faults(), faults()]
     assert max(faults(), faults(), faults()) < 20_000, settling  # of the 48 828 pages
+
+
+def test_a_training_run_spares_its_memory(configure, tmp_path, monkeypatch):
+    import ddpm_lightning.runs.train as module
+
+    called = []
+    monkeypatch.setattr(module, "spare_memory", lambda: called.append(1))
+    module.train(configure(*SMOKE, *BARE, "trainer.max_steps=1", "resume=never"))
+    assert called == [1]
 
 
 def test_operations_do_not_depend_on_the_batch_and_flops_are_in_proportion():
@@ -176,7 +193,8 @@ def test_operations_do_not_depend_on_the_batch_and_flops_are_in_proportion():
         flops[batch] = counter.get_total_flops()
     assert flops[8] == 8 * flops[1]
     # forward, and backward for weights and for inputs, of which the first layer has none
-    assert 2.9 < flops[1] / forward_flops(net, torch.zeros(1, 3, 16, 16)) < 3
+    # (attention computes its weights once more in the backward pass)
+    assert 2.9 < flops[1] / forward_flops(net, torch.zeros(1, 3, 16, 16)) < 3.1
 
 
 def test_a_batch_takes_as_many_operations_from_a_large_set_as_from_a_small_one():

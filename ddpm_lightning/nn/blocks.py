@@ -1,9 +1,12 @@
 """The parts of the U-Net: residual blocks, attention, and changes of resolution."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_GROUPS = 32
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+FEW_PIXELS = 1024  # of which attention's matrix of all pairs is still small beside the activations
 TIME_CONDITIONINGS = ("film", "additive")
 
 
@@ -30,17 +33,17 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         # one pixel has nothing to dilate; but for one that says so torch takes oneDNN's kernels on a CPU where it would
         # not (fp32, one thread, fewer than 16 images), and those are twice as fast
-        dilation = 2 if x.device.type == "cpu" else 1
-        return F.conv2d(x, self.weight, self.bias, dilation=dilation)
+        has_kernel = HAS_ONEDNN and x.device.type == "cpu" and x.dtype != torch.float64
+        return F.conv2d(x, self.weight, self.bias, dilation=2 if has_kernel else 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(c)) v, each (B, heads, pixels, c).  Vaswani et al. (2017), eq. 1."""
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
-    # the same in plain words, as on a CPU torch's own is 3 times slower in bf16, and no faster in fp32
-    weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
-    return weight @ v
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= FEW_PIXELS and torch.is_grad_enabled():
+        # in plain words, as torch's own takes 3 times as long to train there; it does not round the products of q and k
+        # to bfloat16, though, and so is for all else
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class ResBlock(nn.Module):

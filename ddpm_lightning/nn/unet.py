@@ -52,7 +52,7 @@ class UNet(nn.Module):
     - ``attention_resolutions``: the sizes (of the longer side, in pixels) at which attention follows each block.
     - ``num_heads``, or ``head_channels``, the width of each head, which takes precedence if given.
     - ``num_classes``: None for a network without labels; otherwise a null class is added, with that index.
-    - ``checkpointing``: recompute blocks and attentions in the backward pass, for less memory.
+    - ``checkpointing``: recompute all stages but the middle's last block in the backward pass, for less memory.
     - ``learned_variance``: twice the output channels, the second half for the variance.  Nichol & Dhariwal (2021).
     - ``channels_last``: the activations' order in memory; None for what is faster, as measured: not in bf16 on CPUs.
 
@@ -88,6 +88,8 @@ class UNet(nn.Module):
             time_conditioning,
             num_classes,
         )
+        if not isinstance(channels_last, bool | None):
+            raise ValueError(f"channels_last must be true, false or null, got {channels_last}")
         self.num_classes = num_classes
         self.learned_variance = learned_variance
         self.channels_last = channels_last

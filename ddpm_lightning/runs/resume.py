@@ -24,6 +24,8 @@ FREE = (
     "data.device",
     "data.eval_batch_size",
     "objective.perceptual.weights",
+    "model.checkpointing",
+    "model.channels_last",
 )
 
 

@@ -47,7 +47,6 @@ def train(cfg: DictConfig) -> float:
     check_values(cfg)
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
-    spare_memory()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = _build_data(cfg)
     cfg.data.num_classes = data.num_classes  # a folder of images says itself how many it has
@@ -67,6 +66,7 @@ def train(cfg: DictConfig) -> float:
 
 
 def _run(cfg: DictConfig, config: dict[str, Any], data: ImageDataModule, folder: Path, start: Start) -> float:
+    spare_memory()  # once the data are prepared, which is long over when a step begins
     module: DiffusionModule = build(cfg, "module")
     try:
         module.optimizer(module.parameters())

@@ -70,15 +70,16 @@ class RandomImages(ImageDataModule):
 
 
 class Clock(L.Callback):
-    """Reads the setting's clock after the first and the last batch."""
+    """Reads the setting's clock before the second batch and, ``batches`` later, before another: all that a step does
+    is in between, the loggers, which come after its callbacks, included."""
 
     def __init__(self, setting: Setting, batches: int) -> None:
         self.setting = setting
         self.batches = batches
         self.read: list[float] = []
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step in (1, self.batches):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step in (1, 1 + self.batches):
             self.read.append(self.setting.clock())
 
 
@@ -95,14 +96,14 @@ class TrainerRun:
         self.setting = setting
         self.precision = precision
         self.steps = 3 * setting.steps
-        self.cfg = configuration(setting, precision, folder, self.steps + 1)
+        self.cfg = configuration(setting, precision, folder, self.steps)
         self.module = build(self.cfg, "module")
         self.data = build(self.cfg, "data")
         self.net: torch.nn.Module = self.module.denoiser.net
 
     def seconds(self) -> float:
         """Of a step, on average."""
-        clock = Clock(self.setting, self.steps + 1)
+        clock = Clock(self.setting, self.steps)
         callbacks, loggers = (
             [made for made in build(self.cfg, key).values() if made] for key in ("callbacks", "logger")
         )
@@ -125,7 +126,7 @@ def configuration(setting: Setting, precision: str, folder: Path, steps: int) ->
         *(f"model.base_channels={setting.channels}", f"model.attention_resolutions=[{setting.size // 2}]"),
         *(f"model.dropout={setting.dropout}", f"model.channels_last={layout}", "callbacks.samples=null"),
         *(f"module.compile={str(setting.compile).lower()}", f"trainer.precision={precision}"),
-        *(f"trainer.max_steps={steps}", f"trainer.log_every_n_steps={steps}"),
+        *(f"trainer.max_steps={steps + 2}", f"trainer.log_every_n_steps={steps}"),
         *(
             f"trainer.accelerator={'cpu' if kind == 'cpu' else 'gpu'}",
             f"trainer.devices={f'[{index}]' if index else 1}",

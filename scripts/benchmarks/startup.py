@@ -49,9 +49,10 @@ def startup(setting: Setting) -> None:
         for (name, (_, aim)), taken in zip(commands.items(), seconds.values(), strict=True)
     ]
     title = f"Seconds until ..., medians of {setting.repeats}, {os.cpu_count()} cores, files in the disk's cache"
-    leave(setting.output, "startup", title, rows, "seconds", imports=imports())
+    costs = imports()
+    leave(setting.output, "startup", title, rows, "seconds", imports=costs)
     print("the costliest imports of a training run, with all that they import, in ms:")
-    for package, milliseconds in imports()[:12]:
+    for package, milliseconds in costs[:12]:
         print(f"{milliseconds:8.0f}  {package}")
 
 
@@ -62,6 +63,9 @@ def _seconds(arguments: list[str]) -> float:
         command = [sys.executable, *([TRAIN] if arguments[0] != "-c" else []), *arguments]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         taken = time.time() - start
+    wanted = 2 if "trainer.max_stepz=3" in arguments else 0
+    if done.returncode != wanted:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}, not {wanted}: {done.stderr[-500:]}")
     said = re.search(r"first step after ([\d.]+) s", done.stdout)
     if FIRST in arguments and not said:
         raise RuntimeError(f"no first step: {done.stderr[-500:]}")

@@ -38,7 +38,8 @@ def train(setting: Setting) -> None:
     title = (
         f"Training, batch {setting.batch} of 3x{setting.size}x{setting.size}, {setting.channels} channels,"
         f" {setting.device}, {setting.threads} threads, compile {setting.compile}, layout {setting.layout}:"
-        f" images per {clock}, medians of {setting.repeats} rounds of {setting.steps} steps"
+        f" images per {clock}, medians of {setting.repeats} rounds of {setting.steps} steps,"
+        f" {3 * setting.steps} of the Trainer's"
     )
     aside = {"compared": compared, "seconds": seconds, "fp32_convolution_gflops": limit / 1e9}
     leave(setting.output, "train", title, rows, "images/s", **aside)

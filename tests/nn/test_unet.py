@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import group_options
@@ -151,7 +153,7 @@ def test_heads_are_as_many_or_as_wide_as_asked():
 
 
 def test_checkpointing_changes_memory_not_gradients():
-    nets = [awake(tiny(checkpointing=on)) for on in (False, True)]
+    nets = [awake(tiny(checkpointing=on, dropout=0.5)).train() for on in (False, True)]
     nets[1].load_state_dict(nets[0].state_dict())
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
     saved = []
@@ -163,6 +165,7 @@ def test_checkpointing_changes_memory_not_gradients():
             count += tensor.numel()
             return tensor
 
+        torch.manual_seed(1)  # what is recomputed drops the same again
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = net(x, t).square().mean()
         loss.backward()
@@ -265,4 +268,22 @@ def test_a_pointwise_convolution_is_a_matrix_product():
 
 def test_attention_is_that_of_torch():
     q, k, v = torch.randn(3, 2, 4, 9, 8).unbind(0)
-    torch.testing.assert_close(attend(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attend(q, k, v), expected)
+    low = [x.bfloat16().requires_grad_() for x in (q, k, v)]
+    torch.testing.assert_close(attend(*low).float(), expected, rtol=0.02, atol=0.02)
+    with torch.no_grad():  # where nothing is trained it is torch's own, which rounds less
+        large = [5 * low[0], 5 * low[1], low[2]]
+        assert torch.equal(attend(*large), torch.nn.functional.scaled_dot_product_attention(*large))
+
+
+def test_the_order_in_memory_is_chosen_by_device_and_precision(monkeypatch):
+    net, last, first = tiny(), torch.channels_last, torch.contiguous_format
+    assert net._order(torch.zeros(1)) == last
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net._order(torch.zeros(1)) == first  # where torch's group norm is slow
+    for device, order in (("cuda", last), ("mps", first)):
+        assert net._order(SimpleNamespace(device=torch.device(device))) == order
+    assert tiny(channels_last=False)._order(torch.zeros(1)) == first
+    with pytest.raises(ValueError, match="channels_last must be true, false or null, got maybe"):
+        tiny(channels_last="maybe")
