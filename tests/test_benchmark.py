@@ -11,6 +11,7 @@ from benchmark import parse
 from benchmarks.counting import convolution_limit
 from benchmarks.memory import memory, peak
 from benchmarks.ours import Clock
+from benchmarks.sampling import sampling
 from benchmarks.setting import Setting
 from benchmarks.show import table
 from benchmarks.startup import _seconds
@@ -127,6 +128,16 @@ def test_the_trainers_seconds_are_of_all_steps_between_two_starts_of_a_batch():
         clock.on_train_batch_start(trainer, None, None, trainer.global_step)
     first, last = clock.read
     assert last - first == 24
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_samplers_are_measured_beside_a_peers_loop(tmp_path, peers):
+    sampling(Setting(tmp_path, **TINY), None, 0)
+    rows = {row["sampler"]: row for row in json.loads((tmp_path / "sampling.json").read_text())["rows"]}
+    assert rows["AncestralSampler"]["operations on images"] == rows["AncestralSampler again"]["operations on images"]
+    assert rows["AncestralSampler"]["operations on images"] < rows["diffusers' DDPMScheduler"]["operations on images"]
+    assert all(row["us/step"] > 0 for row in rows.values())
 
 
 @pytest.mark.parametrize(

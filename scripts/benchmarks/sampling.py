@@ -2,11 +2,14 @@
 
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.peers import INSTALL
 from benchmarks.setting import Setting
 from benchmarks.show import leave
 from ddpm_lightning import load
@@ -56,22 +59,25 @@ def sampling(setting: Setting, ckpt: str | None, num_images: int) -> None:
     free = Free(x_T)
     samplers: list[Sampler] = [AncestralSampler(STEPS), DDIMSampler(STEPS), DPMSolverSampler(STEPS)]
     samplers += [UniPCSampler(STEPS), HeunSampler(STEPS)]
-    noise = "the ancestral sampler's noise alone"
-    times: dict[str, list[float]] = {**{type(sampler).__name__: [] for sampler in samplers}, noise: []}
-    for _ in range(setting.repeats):
-        for sampler in samplers:
+    loops: dict[str, Callable[[], Any]] = {type(s).__name__: partial(s, free, x_T) for s in samplers}
+    loops |= {"AncestralSampler again": loops["AncestralSampler"]}
+    try:
+        loops["diffusers' DDPMScheduler"] = _theirs(x_T)
+    except ImportError:
+        print(f"diffusers is not installed: {INSTALL}")
+    loops["the ancestral sampler's noise alone"] = partial(_noise, x_T)
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(setting.repeats + 1):
+        for name, loop in loops.items():
             start = setting.clock()
-            sampler(free, x_T)
-            times[type(sampler).__name__].append((setting.clock() - start) / STEPS)
-        start = setting.clock()
-        for _ in range(STEPS):
-            torch.randn_like(x_T)
-        times[noise].append((setting.clock() - start) / STEPS)
+            loop()
+            if turn:  # the first warms up
+                times[name].append((setting.clock() - start) / STEPS)
     counts = {}
-    for sampler in samplers:
+    for name, loop in loops.items():
         with OnImages() as counted:
-            sampler(free, x_T)
-        counts[type(sampler).__name__] = counted.count / STEPS
+            loop()
+        counts[name] = counted.count / STEPS
     rows = [
         {"sampler": name, "us/step": statistics.median(taken) * 1e6, "operations on images": counts.get(name)}
         for name, taken in times.items()
@@ -83,6 +89,26 @@ def sampling(setting: Setting, ckpt: str | None, num_images: int) -> None:
     leave(setting.output, "sampling", title, rows, "us/step")
     if ckpt:
         quality(setting, ckpt, num_images, [AncestralSampler(1000), DPMSolverSampler(20), UniPCSampler(20)])
+
+
+def _noise(x_T: torch.Tensor) -> None:
+    for _ in range(STEPS):
+        torch.randn_like(x_T)
+
+
+def _theirs(x_T: torch.Tensor) -> Callable[[], Any]:
+    """The ancestral loop of diffusers' DDPMPipeline, with a network that costs nothing."""
+    from diffusers import DDPMScheduler
+
+    scheduler, output = DDPMScheduler(num_train_timesteps=1000), torch.zeros_like(x_T)
+    scheduler.set_timesteps(STEPS)
+
+    def loop() -> None:
+        x = x_T
+        for t in scheduler.timesteps:
+            x = scheduler.step(output, t, x).prev_sample
+
+    return loop
 
 
 def quality(setting: Setting, ckpt: str, num_images: int, samplers: list[Sampler]) -> None:
