@@ -49,7 +49,7 @@ def test_help_is_quick_and_shows_groups_and_keys(script, name):
         ("train.py", ["resume=true"], "resume=true: must be a text, such as auto"),
         ("train.py", ["~callbacks"], "can't be removed; allowed: another value"),
         ("sample.py", ["ckpt=x", "sampler=null"], "sampler=null: must be one of ancestral, ddim"),
-        ("evaluate.py", ["ckpt=x", "metrics=null"], "metrics=null: must have a value"),
+        ("evaluate.py", ["ckpt=x", "weights=null"], "weights=null: must have a value"),
         ("sample.py", [], "ckpt: must be given, as ckpt=..."),
         ("sample.py", ["ckpt=x", "num_samples=few"], "num_samples=few: must be an integer, such as 100"),
     ],
