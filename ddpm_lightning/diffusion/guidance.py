@@ -1,5 +1,6 @@
 """Callables with the denoiser's interface that steer it, or watch it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -105,7 +106,30 @@ def check_interval(interval: Any) -> None:
         raise ValueError(f"interval must be two numbers, 0 <= low < high, got {interval}")
 
 
-class DynamicThreshold:
+class Changed(ABC):
+    """A denoiser whose estimates of x_0 are changed before anyone sees them."""
+
+    def __init__(self, denoiser: X0Estimator) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Tensor:
+        return self.change(self.denoiser(x_t, t, label))
+
+    def estimate(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Estimate:
+        """The same, with the variance as it is."""
+        x_0, fraction = cast(Any, self.denoiser).estimate(x_t, t, label)
+        return Estimate(self.change(x_0), fraction)
+
+    @abstractmethod
+    def change(self, x_0: Tensor) -> Tensor:
+        """Of an estimate (B, C, H, W)."""
+
+
+class DynamicThreshold(Changed):
     """Brings estimates of x_0 into [-1, 1] by their ``quantile`` of absolute values, image by image, where it is
     above 1.
 
@@ -115,66 +139,29 @@ class DynamicThreshold:
     def __init__(self, denoiser: X0Estimator, quantile: float = 0.995) -> None:
         if not (isinstance(quantile, int | float) and not isinstance(quantile, bool) and 0 < quantile <= 1):
             raise ValueError(f"quantile must lie in (0, 1], got {quantile}")
-        self.denoiser = denoiser
+        super().__init__(denoiser)
         self.quantile = quantile
 
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self.denoiser.schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Tensor:
-        return self._limited(self.denoiser(x_t, t, label))
-
-    def estimate(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Estimate:
-        """The same, with the variance as it is."""
-        x_0, fraction = cast(Any, self.denoiser).estimate(x_t, t, label)
-        return Estimate(self._limited(x_0), fraction)
-
-    def _limited(self, x_0: Tensor) -> Tensor:
+    def change(self, x_0: Tensor) -> Tensor:
         limit = expand(x_0.flatten(1).abs().quantile(self.quantile, dim=1).clamp(min=1), x_0)
         return x_0.clamp(-limit, limit) / limit
 
 
-class Clipped:
+class Clipped(Changed):
     """Estimates of x_0 cut at [-1, 1], for those that don't do so themselves, as samplers do."""
 
-    def __init__(self, denoiser: X0Estimator) -> None:
-        self.denoiser = denoiser
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self.denoiser.schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Tensor:
-        return self.denoiser(x_t, t, label).clamp(-1, 1)
-
-    def estimate(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Estimate:
-        """The same, with the variance as it is."""
-        x_0, fraction = cast(Any, self.denoiser).estimate(x_t, t, label)
-        return Estimate(x_0.clamp(-1, 1), fraction)
+    def change(self, x_0: Tensor) -> Tensor:
+        return x_0.clamp(-1, 1)
 
 
-class Watched:
+class Watched(Changed):
     """A denoiser that keeps its newest estimate, ``x_0`` (B, C, H, W), for those who film it."""
 
     x_0: Tensor
 
-    def __init__(self, denoiser: X0Estimator) -> None:
-        self.denoiser = denoiser
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self.denoiser.schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Tensor:
-        self.x_0 = self.denoiser(x_t, t, label)
-        return self.x_0
-
-    def estimate(self, x_t: Tensor, t: Tensor | int, label: Tensor | None = None) -> Estimate:
-        """The same, with a learned variance."""
-        estimate: Estimate = cast(Any, self.denoiser).estimate(x_t, t, label)
-        self.x_0 = estimate.x_0
-        return estimate
+    def change(self, x_0: Tensor) -> Tensor:
+        self.x_0 = x_0
+        return x_0
 
 
 def steered(
