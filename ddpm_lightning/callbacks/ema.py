@@ -61,11 +61,11 @@ class EMA(L.Callback):
             for name in self.names
         }
 
-    @torch.no_grad()
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # again, for strategies that replace them; and once, as the walk takes longer than the update of a small network
         self.weights = list(self._weights(pl_module).values())
 
+    @torch.no_grad()
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
