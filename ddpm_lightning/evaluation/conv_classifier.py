@@ -60,7 +60,7 @@ class ConvClassifier:
             with safe_open(path, framework="pt") as file:
                 if json.loads((file.metadata() or {}).get("key", "null")) != key:
                     return False
-                self.net.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                self.net.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no dictionary
         except Exception:  # missing, or broken in any way: trained anew
             return False
         return True

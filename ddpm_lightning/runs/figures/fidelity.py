@@ -18,7 +18,7 @@ from ddpm_lightning.runs.figures.given import given_side
 from ddpm_lightning.runs.figures.outcome import Outcome, publish
 from ddpm_lightning.runs.figures.protocol import again, compared, five_digits, line, named
 from ddpm_lightning.runs.figures.reference import Real, Reference, check_dimension, find_reference
-from ddpm_lightning.runs.figures.scores import accuracy, by_class, combined, score
+from ddpm_lightning.runs.figures.scores import accuracy, by_class, combined, held_out_rows, score
 from ddpm_lightning.runs.figures.sides import Samples, Side, split_of
 from ddpm_lightning.runs.refusal import Refusal
 from ddpm_lightning.runs.sampling import Session, check_device, run_folder, tag
@@ -140,11 +140,7 @@ def _held_out(cfg: DictConfig, data: Data, features: Features) -> tuple[dict[str
     if "memorisation" not in cfg.metrics and not learns(features):
         return None, None
     side = split_of(data(), "val")
-    rows, _ = extracted(side, features, cfg)
-    right = accuracy(rows, side.labels)
-    if right is not None:
-        features.protocol["accuracy"] = right
-    return side.described, rows
+    return side.described, held_out_rows(side, features, cfg)
 
 
 def _accuracies(features: Features, found: float | None) -> dict[str, float]:

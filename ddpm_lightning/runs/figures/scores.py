@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
-from ddpm_lightning.evaluation.features import Extracted
+from ddpm_lightning.evaluation.features import Extracted, Features
 from ddpm_lightning.evaluation.fidelity import (
     frechet_distance,
     inception_score,
@@ -15,7 +16,9 @@ from ddpm_lightning.evaluation.fidelity import (
     memorisation_ratio,
     precision_recall,
 )
+from ddpm_lightning.runs.figures.extraction import extracted
 from ddpm_lightning.runs.figures.reference import Real
+from ddpm_lightning.runs.figures.sides import Side
 from ddpm_lightning.runs.refusal import Refusal
 
 
@@ -45,6 +48,15 @@ def accuracy(rows: Extracted, labels: Sequence[int] | None) -> float | None:
     if rows.predicted is None or labels is None:
         return None
     return (rows.predicted == torch.tensor(labels)).double().mean().item()
+
+
+def held_out_rows(side: Side, features: Features, cfg: DictConfig) -> Extracted:
+    """Features of the held-out images, whose accuracy a classifier is then known by."""
+    rows, _ = extracted(side, features, cfg)
+    right = accuracy(rows, side.labels)
+    if right is not None:
+        features.protocol["accuracy"] = right
+    return rows
 
 
 def combined(figures: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:

@@ -7,12 +7,12 @@ from omegaconf import DictConfig
 
 from ddpm_lightning.diffusion.noise import PerImageNoise
 from ddpm_lightning.evaluation.features import Extracted
-from ddpm_lightning.evaluation.fidelity import frechet_distance
+from ddpm_lightning.evaluation.fidelity import Statistics, frechet_distance
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.runs.figures.extraction import VERSIONS, data_of, extracted, features_of
 from ddpm_lightning.runs.figures.outcome import Outcome, publish
 from ddpm_lightning.runs.figures.protocol import again, extractor_words, short, side_words
-from ddpm_lightning.runs.figures.scores import accuracy
+from ddpm_lightning.runs.figures.scores import held_out_rows
 from ddpm_lightning.runs.figures.sides import InMemory, split_of
 from ddpm_lightning.runs.refusal import Failure, Refusal
 from ddpm_lightning.runs.sampling import Session, check_device, check_integer, check_numbers, tag
@@ -41,23 +41,20 @@ def selfcheck(cfg: DictConfig, session: Session | None) -> float:
     def rows(side: InMemory) -> Extracted:
         return extracted(side, features, cfg)[0]
 
-    real, new = rows(train).features, rows(held_out)
-    right = accuracy(new, held_out.labels)
-    if right is not None:
-        features.protocol["accuracy"] = right
-    half = len(real) // 2
+    real, new = rows(train).features, held_out_rows(held_out, features, cfg)
+    known, half = Statistics.of(real), len(real) // 2
     table: list[tuple[str, float]] = [
-        ("train, train", frechet_distance(real, real)),
+        ("train, train", frechet_distance(known, known)),
         ("two halves", frechet_distance(real[:half], real[half:])),
-        ("train, held out", frechet_distance(new.features, real)),
+        ("train, held out", frechet_distance(new.features, known)),
     ]
     images = train.images(train.indices)
+    noise = PerImageNoise(range(len(images)), "cpu").randn(train.shape)
     for size in sizes:
-        noise = torch.cat([PerImageNoise([seed], "cpu").randn(train.shape) for seed in range(len(images))])
         noisy = to_uint8(images / 127.5 - 1 + size * noise)
         name = f"{train.described['set']} {cfg.num_images} noise {size}"
         side = InMemory(name, noisy, None, f"{train.described['sha256']} + {size}", "array")
-        table.append((f"noise {size}", frechet_distance(rows(side).features, real)))
+        table.append((f"noise {size}", frechet_distance(rows(side).features, known)))
 
     described = {"set": train.described, "held_out": held_out.described, "count": len(real), "noise": sizes}
     described |= {"features": features.protocol, "versions": VERSIONS, "device": device.type}
